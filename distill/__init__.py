@@ -1,0 +1,1 @@
+"""distill: train the hybrid linear-attention students that distill-eval measures."""

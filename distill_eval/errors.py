@@ -1,0 +1,66 @@
+"""Every error a user can cause.
+
+::
+
+    UserError (ValueError)          one line, exit code 2, no traceback
+    |- OptionError                  a flag or combination of flags
+    |- CheckpointError              a model name, folder, weight or tokenizer file
+    |- TaskError                    a task or suite file
+    |- DataError                    a dataset, split, row or mirror
+    |- StoreError                   the response cache or a run folder
+    |- OutputError                  a place that cannot be written to
+    |- BackendError                 a model that cannot be run (NaN weights, out of memory, ...)
+    `- SandboxError                 model-written code with no sandbox to hold it
+
+A message says what is wrong, where, and what would be right::
+
+    task 'gsm8k': num_fewshot must be >= 0, got -1 (tasks/gsm8k.yaml)
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend; the command line prints it as one line and exits with 2."""
+
+
+class OptionError(UserError):
+    """A flag or a combination of flags that makes no sense."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be found, read or trusted."""
+
+
+class TaskError(UserError):
+    """A task or suite file that is missing or malformed."""
+
+
+class DataError(UserError):
+    """A dataset that is missing, empty or lacks what a task needs."""
+
+
+class StoreError(UserError):
+    """A response cache or run folder that is damaged or foreign."""
+
+
+class OutputError(UserError):
+    """A place that cannot be written to."""
+
+
+class BackendError(UserError):
+    """A model that cannot be run as asked."""
+
+
+class SandboxError(UserError):
+    """Model-written code with no sandbox to run it in."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known name, or the list of known names."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""

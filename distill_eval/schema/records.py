@@ -1,0 +1,41 @@
+"""One item under one protocol for one checkpoint and one seed: the row everything later is computed from."""
+
+from dataclasses import dataclass, field
+
+LOGLIKELIHOOD = "loglikelihood"
+GENERATIVE = "generative"
+PROTOCOLS = (LOGLIKELIHOOD, GENERATIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One scored item.
+
+    ``score``: the task's headline metric on this item (log-likelihood of the target for perplexity
+    tasks), or None when the engine did not score it; unscored is never zero. ``scores``: every metric
+    the engine gave. ``chance``: probability of being right by guessing, None when it has none.
+    ``choice_logprobs``: log-likelihood tasks: one sum per option, in the option order of the data set.
+    ``prompt`` and ``output`` are text as sent and as received (special tokens dropped from ``output``);
+    token counts are this project's own. ``seed`` is None for log-likelihood. ``target``: gold answer.
+    """
+
+    checkpoint: str
+    fingerprint: str
+    task: str
+    protocol: str
+    item_key: str
+    subset: str
+    cluster: str
+    seed: int | None
+    prompt: str
+    output: str
+    target: str
+    extracted: str | None
+    score: float | None
+    chance: float | None
+    num_prompt_tokens: int
+    num_output_tokens: int
+    finish_reason: str
+    scores: dict[str, float] = field(default_factory=dict)
+    choice_logprobs: tuple[float, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)

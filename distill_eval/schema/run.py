@@ -1,0 +1,32 @@
+"""What a run was asked to do."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill_eval.schema.requests import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Settings of one ``compare``; everything here is recorded, and what changes a score is in cache keys.
+
+    Defaults are the paper's (Appendix B): temperature 0.7, top-p 0.8, top-k 20, seed 42, 1024 new tokens.
+    ``limit`` items a task (None: all) are drawn with ``limit_seed``. ``seeds``: one generation run each.
+    """
+
+    limit: int | None = None
+    limit_seed: int = 0
+    seeds: tuple[int, ...] = (42,)
+    sampling: Sampling = Sampling()
+    max_new_tokens: int = 1024
+    apply_chat_template: bool = False
+    system_prompt: str | None = None
+    chat_template: str | None = None
+    backend: str = "transformers"
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "sdpa"
+    batch_size: int | None = None
+    allow_unsandboxed_code: bool = False
+    data_dir: Path | None = None
+    cache_dir: Path | None = None
