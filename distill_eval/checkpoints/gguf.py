@@ -11,7 +11,7 @@ from typing import Any
 
 from distill_eval import __version__
 from distill_eval.checkpoints.architectures import first_line
-from distill_eval.checkpoints.build import build_once
+from distill_eval.checkpoints.build import build_once, unwritable
 from distill_eval.checkpoints.fingerprint import file_digests
 from distill_eval.errors import CheckpointError
 
@@ -64,9 +64,9 @@ def dequantise(path: Path, folder: Path, *, source: dict[str, str]) -> None:
     try:
         with _quiet():
             _convert(link, folder, fields)
-    except (OSError, MemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, MemoryError) or unwritable(error):
+            raise
         raise CheckpointError(f"'{path}' cannot be dequantised: {first_line(error)}") from error
     finally:
         link.unlink()
@@ -87,7 +87,7 @@ def _convert(link: Path, folder: Path, fields: dict[str, Any]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name)
-    _split_digits(tokenizer, fields.get("tokenizer.ggml.pre"))
+    _repair(tokenizer, fields["num_tokens"], fields.get("tokenizer.ggml.pre"))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     quantised = AutoModelForCausalLM.from_pretrained(link.parent, gguf_file=link.name, dtype=torch.float32)
@@ -115,14 +115,23 @@ def _end_tokens(tokenizer: Any, fields: dict[str, Any]) -> int | list[int] | Non
     return ends[0] if len(ends) == 1 else ends or None
 
 
-def _split_digits(tokenizer: Any, rule: str | None) -> None:
-    from tokenizers import pre_tokenizers
+def _repair(tokenizer: Any, num_tokens: int, rule: str | None) -> None:
+    """Undo in place what transformers makes of a GGUF's tokenizer that the file does not say."""
+    from tokenizers import Tokenizer, pre_tokenizers
 
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    # It adds tokens usual elsewhere, such as <|endoftext|>, with ids that the embedding does not have.
+    foreign = {token["content"] for token in whole["added_tokens"] if token["id"] >= num_tokens}
+    if foreign:
+        whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"] not in foreign]
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(whole))
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            if getattr(tokenizer, name) in foreign:
+                setattr(tokenizer, name, None)
     if rule in DIGIT_SPLITTERS:
         backend = tokenizer.backend_tokenizer
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
-        )
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
@@ -136,6 +145,9 @@ def _read_fields(path: Path) -> dict[str, Any]:
             for name, field in reader.fields.items()
             if name.endswith("_token_id") or name in ("tokenizer.ggml.pre", "split.count")
         }
+        fields["num_tokens"] = len(reader.fields["tokenizer.ggml.tokens"].data)
+    except KeyError as error:
+        raise CheckpointError(f"'{path}' holds no tokenizer: it has no {first_line(error)}") from error
     except Exception as error:
         raise CheckpointError(
             f"'{path}' is damaged or cut short ({first_line(error)}); download it again"
