@@ -17,6 +17,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What happened that a reader of the run should know, such as a batch halved for want of memory."""
+        ...
+
     def plan_score(self, requests: Sequence[ScoreRequest]) -> list[list[int]]:
         """Cut the whole list into batches (indices), deterministically and before any cache is asked."""
         ...
