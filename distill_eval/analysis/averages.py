@@ -35,7 +35,9 @@ def averages(rows: Sequence[Row], checkpoints: tuple[str, ...]) -> tuple[Average
     return tuple(found)
 
 
-def _average(name: str, protocols: tuple[str, ...], rows: Sequence[Row], checkpoints: tuple[str, ...]) -> Average:
+def _average(
+    name: str, protocols: tuple[str, ...], rows: Sequence[Row], checkpoints: tuple[str, ...]
+) -> Average:
     excluded, kept = {}, []
     for row in rows:
         reason = _reason_against(row, protocols, checkpoints)
@@ -50,7 +52,9 @@ def _average(name: str, protocols: tuple[str, ...], rows: Sequence[Row], checkpo
                 estimate = average_estimate(_parts(kept, (checkpoint, protocol)))
                 unscored = sum(_cell(row, checkpoint, protocol).num_unscored for row in kept)
                 seeds = max(_cell(row, checkpoint, protocol).num_seeds for row in kept)
-                cells.append(Cell(checkpoint, protocol, _metrics(kept, protocol), estimate, unscored, num_seeds=seeds))
+                cells.append(
+                    Cell(checkpoint, protocol, _metrics(kept, protocol), estimate, unscored, num_seeds=seeds)
+                )
         for candidate in checkpoints[1:]:
             for protocol in protocols:
                 estimate = average_estimate(_parts(kept, (candidate, protocol, "delta")))
@@ -67,12 +71,19 @@ def _parts(rows: Sequence[Row], key: tuple[str, ...]) -> list[Measured]:
 
 
 def _cell(row: Row, checkpoint: str, protocol: str) -> Cell:
-    return next(c for c in row.result.cells if (c.checkpoint, c.protocol) == (checkpoint, protocol) and c.headline)
+    return next(
+        c for c in row.result.cells if (c.checkpoint, c.protocol) == (checkpoint, protocol) and c.headline
+    )
 
 
 def _metrics(rows: Sequence[Row], protocol: str) -> str:
     """Return the one metric that all tasks share, or ``"mean"``."""
-    metrics = {cell.metric for row in rows for cell in row.result.cells if cell.protocol == protocol and cell.headline}
+    metrics = {
+        cell.metric
+        for row in rows
+        for cell in row.result.cells
+        if cell.protocol == protocol and cell.headline
+    }
     return metrics.pop() if len(metrics) == 1 else "mean"
 
 

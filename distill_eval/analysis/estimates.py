@@ -62,7 +62,11 @@ def measure(
 
 
 def _measure_one(
-    column: np.ndarray, codes: np.ndarray, counts: np.ndarray, replicates: np.ndarray, limits: tuple[float, float]
+    column: np.ndarray,
+    codes: np.ndarray,
+    counts: np.ndarray,
+    replicates: np.ndarray,
+    limits: tuple[float, float],
 ) -> Measured | None:
     kept = np.isfinite(column)
     if not kept.any():

@@ -66,7 +66,9 @@ def checked_frame(frame: pd.DataFrame, checkpoints: Sequence[str]) -> pd.DataFra
     _refuse_unknown_protocol(data)
     _refuse_mixed_checkpoints(data)
     # Stable sorting by what identifies a record: the result cannot depend on the order of the rows.
-    data = data.sort_values(["task", "item_key", "checkpoint", "protocol", "seed"], kind="stable", ignore_index=True)
+    data = data.sort_values(
+        ["task", "item_key", "checkpoint", "protocol", "seed"], kind="stable", ignore_index=True
+    )
     _refuse_duplicates(data)
     return data
 

@@ -42,7 +42,9 @@ def _shared_items(data: pd.DataFrame, tasks: Sequence[TaskSpec]) -> list[str]:
     named = [task.name for task in tasks]
     pairs = data.loc[data["task"].isin(named), ["task", "item_key"]].drop_duplicates()
     shared = pairs[pairs.duplicated("item_key", keep=False)]
-    groups = shared.groupby("item_key")["task"].agg(lambda names: " and ".join(n for n in named if n in set(names)))
+    groups = shared.groupby("item_key")["task"].agg(
+        lambda names: " and ".join(n for n in named if n in set(names))
+    )
     return [
         f"{names} share {count} items; averages treat tasks as independent"
         for names, count in groups.value_counts().sort_index().items()
@@ -74,7 +76,9 @@ def task_notes(result: TaskResult, paired: Paired, checkpoints: Sequence[str]) -
     notes += _cluster_notes(paired)
     if len(result.floor):
         where = " and ".join(PROTOCOL_NAMES[p] for p in result.floor)
-        notes.append(f"{name}: floor, {checkpoints[0]} does not beat chance under {where}; kept out of averages")
+        notes.append(
+            f"{name}: floor, {checkpoints[0]} does not beat chance under {where}; kept out of averages"
+        )
     return notes
 
 
@@ -94,7 +98,9 @@ def _seed_notes(paired: Paired, checkpoints: Sequence[str]) -> list[str]:
 def _cluster_notes(paired: Paired) -> list[str]:
     name = paired.task.name
     if paired.pooled:
-        return [f"{name}: (nearly) all items share one {paired.task.cluster}; intervals treat items as independent"]
+        return [
+            f"{name}: (nearly) all items share one {paired.task.cluster}; intervals treat items as independent"
+        ]
     sizes = np.bincount(paired.codes)
     clusters = effective_clusters(sizes)
     if sizes.max() > 1 and clusters < _FEW_CLUSTERS:

@@ -42,7 +42,9 @@ def task_protocols(task: TaskSpec) -> tuple[str, ...]:
     return tuple(protocol for protocol, spec in sides if spec is not None)
 
 
-def pair_items(data: pd.DataFrame, task: TaskSpec, checkpoints: Sequence[str], score: str | None = None) -> Paired:
+def pair_items(
+    data: pd.DataFrame, task: TaskSpec, checkpoints: Sequence[str], score: str | None = None
+) -> Paired:
     """Return a task's rows of a checked frame, joined on item keys across protocols and checkpoints.
 
     ``score`` takes an entry of each record's ``scores`` in place of the headline score.

@@ -48,7 +48,9 @@ class ClientLM(TemplateLM):
         if self.tokenizer.bos_token_id is not None:
             return self.tokenizer.bos_token_id
         if self.tokenizer.eos_token_id is None:
-            raise OptionError(f"{self.label}: the tokenizer has neither a start nor an end token to score after")
+            raise OptionError(
+                f"{self.label}: the tokenizer has neither a start nor an end token to score after"
+            )
         return self.tokenizer.eos_token_id
 
     @property
@@ -106,7 +108,9 @@ class ClientLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        raise NotImplementedError("the log-likelihood protocol never generates; build_tasks refuses such tasks")
+        raise NotImplementedError(
+            "the log-likelihood protocol never generates; build_tasks refuses such tasks"
+        )
 
     def _request(self, context: list[int], continuation: list[int]) -> tuple[ScoreRequest, bool]:
         """Cut from the left so that the model reads at most ``max_length`` tokens: the last one is only predicted."""
@@ -130,7 +134,9 @@ class ClientLM(TemplateLM):
         # lm-eval asks for it to key a request cache that we leave off.
         return getattr(self.tokenizer, "name_or_path", "").replace("/", "__")
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """Render messages with the checkpoint's template (or the one asked for), thinking off where it knows that."""
         if not (self.options.chat_template or getattr(self.tokenizer, "chat_template", None)):
             raise OptionError(

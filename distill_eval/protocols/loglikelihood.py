@@ -59,7 +59,9 @@ def load(task: TaskSpec, data_dir: Path | None) -> LoadedLoglikelihood:
                 items.append(item)
                 places[item.key] = (index, row)
     if not items:
-        raise DataError(f"task '{task.name}': no row passes keep: {spec.options['keep']} ({task.source_file})")
+        raise DataError(
+            f"task '{task.name}': no row passes keep: {spec.options['keep']} ({task.source_file})"
+        )
     timings["build"] = time.perf_counter() - start
     return LoadedLoglikelihood(task, tuple(items), places, built, timings)
 
@@ -85,9 +87,7 @@ def run(
     return records
 
 
-def render_prompts(
-    loaded: LoadedLoglikelihood, count: int, tokenizer: Any, options: RunOptions
-) -> list[str]:
+def render_prompts(loaded: LoadedLoglikelihood, count: int, tokenizer: Any, options: RunOptions) -> list[str]:
     """Return, for the first ``count`` items, the context and below it every continuation that is scored.
 
     The right one is marked ``*``. ``tokenizer`` is needed only where ``options`` ask for a chat template.
