@@ -108,7 +108,7 @@ def read_suite(path: Path, tasks: Mapping[str, TaskSpec]) -> Suite:
     """Read and validate one suite file; every task it names must be known."""
     raw = _read_yaml(path)
     where = _Where("suite", raw, path)
-    where.known_keys(raw, ("name", "title", "tasks"))
+    where.known_keys(raw, ("name", "title", "tasks", "greedy", "max_new_tokens", "seeds"))
     names = where.get(raw, "tasks", _texts)
     for name in names:
         if name not in tasks:
@@ -116,7 +116,15 @@ def read_suite(path: Path, tasks: Mapping[str, TaskSpec]) -> Suite:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise where.error(f"task '{twice}' is listed twice")
-    return Suite(where.name, where.get(raw, "title", _text), names, str(path))
+    return Suite(
+        name=where.name,
+        title=where.get(raw, "title", _text),
+        tasks=names,
+        greedy=where.get(raw, "greedy", _flag, False),
+        max_new_tokens=where.get(raw, "max_new_tokens", _at_least(1), None),
+        seeds=where.get(raw, "seeds", _integers, ()),
+        source_file=str(path),
+    )
 
 
 _TASK_KEYS = (
@@ -263,6 +271,11 @@ def _texts(value: Any) -> tuple[Any, str]:
 
 def _mapping(value: Any) -> tuple[Any, str]:
     return value, "" if isinstance(value, dict) else "a mapping"
+
+
+def _integers(value: Any) -> tuple[Any, str]:
+    good = isinstance(value, list) and value and all(type(v) is int for v in value)
+    return (tuple(value), "") if good else (value, "a list of whole numbers")
 
 
 def _flag(value: Any) -> tuple[Any, str]:

@@ -16,6 +16,16 @@ TasksDir = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+app = typer.Typer(help="List tasks and suites, or show one task and the prompts it sends.")
+
+
+@app.callback(invoke_without_command=True)
+def _default(context: typer.Context, tasks_dir: TasksDir = None, as_json: AsJson = False) -> None:
+    if context.invoked_subcommand is None:
+        tasks_list_command(tasks_dir, as_json)
+
+
+@app.command("list")
 def tasks_list_command(tasks_dir: TasksDir = None, as_json: AsJson = False) -> None:
     """List every task and suite, and what each protocol sends."""
     from rich.console import Console
@@ -43,6 +53,7 @@ def tasks_list_command(tasks_dir: TasksDir = None, as_json: AsJson = False) -> N
         console.print(f"{suite.name}: {', '.join(suite.tasks)}", soft_wrap=True)
 
 
+@app.command("show")
 def tasks_show_command(
     name: Annotated[str, typer.Argument(help="Task to show.")],
     render: Annotated[

@@ -79,9 +79,16 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A named list of tasks, in the order tables show them."""
+    """A named list of tasks, in the order tables show them.
+
+    ``greedy``, ``max_new_tokens`` and ``seeds`` are the suite's own defaults (None and empty: the paper's);
+    flags of the command line come first.
+    """
 
     name: str
     title: str
     tasks: tuple[str, ...]
+    greedy: bool = False
+    max_new_tokens: int | None = None
+    seeds: tuple[int, ...] = ()
     source_file: str = ""
