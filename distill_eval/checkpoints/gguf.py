@@ -87,19 +87,23 @@ def _convert(link: Path, folder: Path, fields: dict[str, Any]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name)
-    _repair(tokenizer, fields["num_tokens"], fields.get("tokenizer.ggml.pre"))
+    _repair(tokenizer, fields)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     quantised = AutoModelForCausalLM.from_pretrained(link.parent, gguf_file=link.name, dtype=torch.float32)
     settings = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version"):
         settings.pop(key, None)
+    settings |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in quantised.state_dict().items()}
     del quantised
-    # A fresh model, because the loaded one still calls itself quantised and refuses to be saved.
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.load_state_dict(weights)
+    # A fresh model, because the loaded one still calls itself quantised and refuses to be saved; on the meta
+    # device, because random weights that are replaced at once would take longer than everything else.
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=_end_tokens(tokenizer, fields),
@@ -115,20 +119,24 @@ def _end_tokens(tokenizer: Any, fields: dict[str, Any]) -> int | list[int] | Non
     return ends[0] if len(ends) == 1 else ends or None
 
 
-def _repair(tokenizer: Any, num_tokens: int, rule: str | None) -> None:
+def _repair(tokenizer: Any, fields: dict[str, Any]) -> None:
     """Undo in place what transformers makes of a GGUF's tokenizer that the file does not say."""
     from tokenizers import Tokenizer, pre_tokenizers
 
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     # It adds tokens usual elsewhere, such as <|endoftext|>, with ids that the embedding does not have.
-    foreign = {token["content"] for token in whole["added_tokens"] if token["id"] >= num_tokens}
-    if foreign:
-        whole["added_tokens"] = [token for token in whole["added_tokens"] if token["content"] not in foreign]
-        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(whole))
-        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-            if getattr(tokenizer, name) in foreign:
-                setattr(tokenizer, name, None)
-    if rule in DIGIT_SPLITTERS:
+    added = [token for token in whole["added_tokens"] if token["id"] < fields["num_tokens"]]
+    if len(added) < len(whole["added_tokens"]):
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps({**whole, "added_tokens": added}))
+    # Some releases take the end of a turn for the end of the text, and others drop the padding token.
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = fields.get(f"tokenizer.ggml.{key}_token_id")
+        token = None if index is None else tokenizer.convert_ids_to_tokens(int(index))
+        setattr(tokenizer, f"{name}_token", token)
+    tokenizer.clean_up_tokenization_spaces = (
+        False  # true in some releases: it drops spaces before punctuation
+    )
+    if fields.get("tokenizer.ggml.pre") in DIGIT_SPLITTERS:
         backend = tokenizer.backend_tokenizer
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
