@@ -1,4 +1,4 @@
-"""EvalScope as a library: imported without taking over logging, silenced while it works, left as it was found.
+"""EvalScope as a library: imported without taking over logging, silent while it works.
 
 On import EvalScope replaces the root logger's handlers; while it runs it draws progress bars, prints tables
 and opens a log file. All of that is undone here, and nothing else: its errors are collected for the caller.
@@ -50,6 +50,7 @@ def quiet_evalscope() -> Iterator[list[str]]:
     """Let EvalScope work silently and alone; yields the list its error messages are added to."""
     import_evalscope()
     import datasets
+    from evalscope import report
     from evalscope.api.dataset import utils as dataset_utils
     from evalscope.utils.tqdm_utils import TqdmLogging
 
@@ -61,19 +62,30 @@ def quiet_evalscope() -> Iterator[list[str]]:
         return False
 
     logger = logging.getLogger("evalscope")
-    bars_were_on = datasets.are_progress_bars_disabled() is False
-    records_bar, bar_init = dataset_utils.tqdm, TqdmLogging.__init__
+    # math_verify warns once that EvalScope keeps its own deadline.
+    mathematics = [logging.getLogger(f"math_verify.{part}") for part in ("parser", "grader")]
+    bars_were_on = not datasets.are_progress_bars_disabled()
+    records_bar, bar_init, html_report = dataset_utils.tqdm, TqdmLogging.__init__, report.gen_html_report_file
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         # Its scorers fork from a thread pool on purpose (mathematics with a deadline); Python 3.12 warns.
-        warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning
+        )
         handlers = logger.handlers[:]
         logger.addFilter(collect)
         dataset_utils.tqdm = lambda records, **_: records
         TqdmLogging.__init__ = functools.partialmethod(bar_init, file=io.StringIO())  # type: ignore[method-assign]
+        # Two thirds of the time of a small run goes into charts nobody will see.
+        report.gen_html_report_file = lambda _: ""
         datasets.disable_progress_bars()
+        for part in mathematics:
+            part.addFilter(_nothing)
         try:
             yield errors
         finally:
+            for part in mathematics:
+                part.removeFilter(_nothing)
+            report.gen_html_report_file = html_report
             if bars_were_on:
                 datasets.enable_progress_bars()
             TqdmLogging.__init__ = bar_init
@@ -83,6 +95,10 @@ def quiet_evalscope() -> Iterator[list[str]]:
                 if handler not in handlers:
                     logger.removeHandler(handler)
                     handler.close()
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextmanager
@@ -98,7 +114,7 @@ def registered(meta: Any) -> Iterator[None]:
 
 
 def task_config(benchmark: str, dataset_args: Mapping[str, Any], **settings: Any) -> Any:
-    """Return a TaskConfig for one benchmark: rule-based scoring only, no performance report, no time stamp."""
+    """Return a TaskConfig for one benchmark: rule-based scoring, no performance report, no time stamp."""
     from evalscope.config import TaskConfig
 
     fixed = {
