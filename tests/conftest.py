@@ -31,14 +31,15 @@ TINY_SENTENCES = (
 )
 
 TINY_CHAT_TEMPLATE = (
-    "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
 )
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A maker of tiny random Llama checkpoints with a real byte-level BPE tokenizer, each in a folder of its own.
+    """A maker of tiny random Llama checkpoints with a real BPE tokenizer, each in its own folder.
 
     ``tiny_model_folder()`` gives two layers of width 32, 512 positions, fp32, about 400 tokens. Every call
     writes a new folder, so a test may damage what it gets. The same ``seed`` gives the same weights.
