@@ -24,18 +24,23 @@ class Row:
 
 
 def averages(rows: Sequence[Row], checkpoints: tuple[str, ...]) -> tuple[Average, ...]:
-    """Return the average over tasks with both protocols and, where it covers other tasks, that of all generation."""
+    """Return the averages that a table has: over both protocols, and over all generation where that differs.
+
+    The former is there whenever a task has both protocols, if only to say why none entered (no cells then).
+    """
     both = _average(BOTH_PROTOCOLS, PROTOCOLS, rows, checkpoints)
     generation = _average(GENERATION_ALL, (GENERATIVE,), rows, checkpoints)
-    found = [both] if both.tasks else []
+    found = []
+    if any(len(task_protocols(row.task)) == len(PROTOCOLS) for row in rows):
+        found.append(both)
     if generation.tasks and generation.tasks != both.tasks:
         found.append(generation)
-    if not found and any(set(task_protocols(row.task)) == set(PROTOCOLS) for row in rows):
-        found.append(both)  # empty, but its reasons are what the reader needs
     return tuple(found)
 
 
-def _average(name: str, protocols: tuple[str, ...], rows: Sequence[Row], checkpoints: tuple[str, ...]) -> Average:
+def _average(
+    name: str, protocols: tuple[str, ...], rows: Sequence[Row], checkpoints: tuple[str, ...]
+) -> Average:
     excluded, kept = {}, []
     for row in rows:
         reason = _reason_against(row, protocols, checkpoints)
@@ -50,7 +55,9 @@ def _average(name: str, protocols: tuple[str, ...], rows: Sequence[Row], checkpo
                 estimate = average_estimate(_parts(kept, (checkpoint, protocol)))
                 unscored = sum(_cell(row, checkpoint, protocol).num_unscored for row in kept)
                 seeds = max(_cell(row, checkpoint, protocol).num_seeds for row in kept)
-                cells.append(Cell(checkpoint, protocol, _metrics(kept, protocol), estimate, unscored, num_seeds=seeds))
+                cells.append(
+                    Cell(checkpoint, protocol, _metrics(kept, protocol), estimate, unscored, num_seeds=seeds)
+                )
         for candidate in checkpoints[1:]:
             for protocol in protocols:
                 estimate = average_estimate(_parts(kept, (candidate, protocol, "delta")))
@@ -67,12 +74,19 @@ def _parts(rows: Sequence[Row], key: tuple[str, ...]) -> list[Measured]:
 
 
 def _cell(row: Row, checkpoint: str, protocol: str) -> Cell:
-    return next(c for c in row.result.cells if (c.checkpoint, c.protocol) == (checkpoint, protocol) and c.headline)
+    return next(
+        c for c in row.result.cells if (c.checkpoint, c.protocol) == (checkpoint, protocol) and c.headline
+    )
 
 
 def _metrics(rows: Sequence[Row], protocol: str) -> str:
     """Return the one metric that all tasks share, or ``"mean"``."""
-    metrics = {cell.metric for row in rows for cell in row.result.cells if cell.protocol == protocol and cell.headline}
+    metrics = {
+        cell.metric
+        for row in rows
+        for cell in row.result.cells
+        if cell.protocol == protocol and cell.headline
+    }
     return metrics.pop() if len(metrics) == 1 else "mean"
 
 

@@ -39,8 +39,8 @@ def compare_records(
     """Compare checkpoints under both protocols; ``checkpoints[0]`` is the reference.
 
     ``frame``: what ``records_frame`` returns, or any DataFrame with its columns ``checkpoint, task, protocol,
-    item_key, score`` (and ``seed, chance, cluster, fingerprint, scores`` where they matter). ``seed`` sets the
-    resampling. Accuracies, deltas and gaps are fractions; intervals are 95%. Raises OptionError without a
+    item_key, score`` (and ``seed, chance, cluster, fingerprint, scores`` where they matter). ``seed`` sets
+    the resampling. Accuracies, deltas and gaps are fractions; intervals are 95%. Raises OptionError without a
     checkpoint or for a repeated one, DataError for records that cannot be compared.
     """
     checkpoints = tuple(checkpoints)
@@ -98,7 +98,10 @@ def _compare_task(
 def _measure_all(
     paired: Paired, checkpoints: tuple[str, ...], units: dict[str, str], rng: np.random.Generator
 ) -> dict[tuple[str, ...], Measured | None]:
-    """Return cells, deltas and gaps by (checkpoint, protocol), (candidate, protocol, "delta"), (candidate, "gap")."""
+    """Return what was measured.
+
+    Cells by (checkpoint, protocol), deltas by (candidate, protocol, "delta"), gaps by (candidate, "gap").
+    """
     columns, limits = {}, {}
     worse_is_higher = paired.task.direction == "lower"
     for protocol, unit in units.items():
@@ -140,7 +143,9 @@ def _unit(paired: Paired, task: TaskSpec, protocol: str) -> str:
     values = paired.values[:, columns]
     values = values[~np.isnan(values)]
     if np.isinf(values).any():
-        raise DataError(f"task {task.name!r}: a score under {protocol} is infinite; scores must be finite or missing")
+        raise DataError(
+            f"task {task.name!r}: a score under {protocol} is infinite; scores must be finite or missing"
+        )
     return "fraction" if ((values >= 0) & (values <= 1)).all() else "plain"
 
 
@@ -150,7 +155,12 @@ def _cell(paired: Paired, checkpoint: str, protocol: str, unit: str, estimate: E
     scored = ~np.isnan(scores)
     scores, chances = scores[scored], chances[scored]
     chance = above = None
-    if unit == "fraction" and paired.task.direction == "higher" and scores.size and not np.isnan(chances).all():
+    if (
+        unit == "fraction"
+        and paired.task.direction == "higher"
+        and scores.size
+        and not np.isnan(chances).all()
+    ):
         chance, above = float(np.nan_to_num(chances).mean()), beats_chance(scores, chances)
     return Cell(
         checkpoint, protocol, _metric(paired.task, protocol), estimate, paired.num_unscored[number],
@@ -161,9 +171,16 @@ def _cell(paired: Paired, checkpoint: str, protocol: str, unit: str, estimate: E
 def _floor(paired: Paired, cells: Sequence[Cell], reference: str) -> tuple[str, ...]:
     floor = []
     for cell in cells:
-        if cell.checkpoint != reference or not cell.headline or cell.estimate is None or cell.unit != "fraction":
+        if (
+            cell.checkpoint != reference
+            or not cell.headline
+            or cell.estimate is None
+            or cell.unit != "fraction"
+        ):
             continue
-        none_right = cell.above_chance is None and cell.estimate.value == 0 and paired.task.direction == "higher"
+        none_right = (
+            cell.above_chance is None and cell.estimate.value == 0 and paired.task.direction == "higher"
+        )
         if cell.above_chance is False or none_right:
             floor.append(cell.protocol)
     return tuple(floor)
@@ -187,13 +204,17 @@ def _with_perplexity(
     done = list(cells)
     for checkpoint, column, part in zip(checkpoints, columns, parts, strict=True):
         estimate = _perplexity(column, part)
-        number = next(i for i, c in enumerate(cells) if (c.checkpoint, c.protocol) == (checkpoint, LOGLIKELIHOOD))
+        number = next(
+            i for i, c in enumerate(cells) if (c.checkpoint, c.protocol) == (checkpoint, LOGLIKELIHOOD)
+        )
         if headline:
             done[number] = replace(done[number], estimate=estimate)
         elif estimate is not None:
             unscored = paired.num_unscored[paired.cells.index((checkpoint, LOGLIKELIHOOD))]
             done.append(
-                Cell(checkpoint, LOGLIKELIHOOD, PERPLEXITY, estimate, unscored, headline=False, unit=PERPLEXITY)
+                Cell(
+                    checkpoint, LOGLIKELIHOOD, PERPLEXITY, estimate, unscored, headline=False, unit=PERPLEXITY
+                )
             )
     return done
 

@@ -13,7 +13,9 @@ from distill_eval.schema.tasks import GenerativeSpec, ItemKey, LoglikelihoodSpec
 def make_task(name: str, cluster: str | None = None) -> TaskSpec:
     key = ItemKey(("question",))
     loglikelihood = LoglikelihoodSpec((name,), "made", "acc", key, metrics=("acc", "perplexity"))
-    return TaskSpec(name, name, "made", loglikelihood, GenerativeSpec(name, "made", "acc", key), 0.25, cluster)
+    return TaskSpec(
+        name, name, "made", loglikelihood, GenerativeSpec(name, "made", "acc", key), 0.25, cluster
+    )
 
 
 def make_records(tasks: list[TaskSpec], num_items: int, num_seeds: int) -> pd.DataFrame:
@@ -33,7 +35,11 @@ def make_records(tasks: list[TaskSpec], num_items: int, num_seeds: int) -> pd.Da
 def main() -> None:
     cases = {
         "10 tasks of 1,250 items": ([make_task(f"t{i}") for i in range(10)], 1250, 1),
-        "10 tasks of 625 items in clusters, 3 seeds": ([make_task(f"t{i}", "subset") for i in range(10)], 625, 3),
+        "10 tasks of 625 items in clusters, 3 seeds": (
+            [make_task(f"t{i}", "subset") for i in range(10)],
+            625,
+            3,
+        ),
         "1 task of 12,500 items": ([make_task("big")], 12_500, 1),
     }
     for name, (tasks, num_items, num_seeds) in cases.items():
