@@ -1,0 +1,28 @@
+"""Backends: one object runs one checkpoint, token ids in, numbers out. Models load at the first request."""
+
+import importlib
+
+from distill_eval.backends.base import Backend
+from distill_eval.errors import OptionError, did_you_mean
+from distill_eval.schema.checkpoints import Checkpoint
+from distill_eval.schema.run import RunOptions
+
+BACKENDS = {
+    "transformers": "distill_eval.backends.transformers.backend:TransformersBackend",
+    "fake": "distill_eval.backends.fake:FakeBackend",
+}
+
+
+def open_backend(options: RunOptions, checkpoint: Checkpoint, tokenizer=None) -> Backend:
+    """Return the backend ``options.backend`` for ``checkpoint``, without loading the model.
+
+    ``tokenizer`` decodes generations; without one the checkpoint's own is loaded when first needed. Raises
+    OptionError for an unknown backend, device, dtype or attention implementation.
+    """
+    where = BACKENDS.get(options.backend)
+    if where is None:
+        raise OptionError(
+            f"--backend: unknown backend '{options.backend}'{did_you_mean(options.backend, BACKENDS)}"
+        )
+    module, attribute = where.split(":")
+    return getattr(importlib.import_module(module), attribute)(options, checkpoint, tokenizer)

@@ -11,10 +11,16 @@ class Backend(Protocol):
 
     @property
     def numerics(self) -> dict[str, str]:
-        """Everything beside weights and request that can move a number: engine, dtype, attention, device kind.
+        """Everything beside weights and request that can move a number: engine, dtype, attention, device
+        kind.
 
         Known without loading the model, because it is part of every cache key.
         """
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What happened that a reader of the run should know, such as a batch halved for want of memory."""
         ...
 
     def plan_score(self, requests: Sequence[ScoreRequest]) -> list[list[int]]:

@@ -11,7 +11,8 @@ class ItemKey:
     ``question``: field paths (dots descend, as in ``choices.text``), joined in order. ``options``: one
     path to a list, or several paths to strings; empty for open questions. ``option_skip``: characters
     dropped in front of each option ("(A) " is 4; then stripped). ``subset``: path of the field that
-    names the subset; None takes the engine's own subset (lm-eval: the task's dataset_name).
+    names the subset; None takes the engine's own subset (lm-eval: the task's dataset_name); "" says that
+    there are no subsets, whatever an engine calls the only one.
     """
 
     question: tuple[str, ...]
@@ -73,4 +74,21 @@ class TaskSpec:
     items: str | None = None
     max_new_tokens: int | None = None
     differs: tuple[str, ...] = ()
+    source_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A named list of tasks, in the order tables show them.
+
+    ``greedy``, ``max_new_tokens`` and ``seeds`` are the suite's own defaults (None and empty: the paper's);
+    flags of the command line come first.
+    """
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    greedy: bool = False
+    max_new_tokens: int | None = None
+    seeds: tuple[int, ...] = ()
     source_file: str = ""

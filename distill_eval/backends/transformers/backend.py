@@ -1,0 +1,283 @@
+"""The transformers backend: ties loading, scoring and decoding together and survives a lack of memory."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import transformers
+
+from distill_eval.backends.transformers import decoding, model, scoring
+from distill_eval.errors import BackendError, OptionError
+from distill_eval.schema.checkpoints import Checkpoint
+from distill_eval.schema.requests import GenerateRequest, GenerateResponse, ScoreRequest, ScoreResponse
+from distill_eval.schema.run import RunOptions
+
+# Raised whenever a change of this package can move a number: it is part of every cache key.
+REVISION = 1
+
+# Tokens in a scoring batch (with padding), rows and tokens (prompt, padding and new ones) in a generation
+# batch. On the CPU a few hundred tokens keep the cores busy and more only adds padding; a GPU wants a lot at
+# once.
+SCORE_TOKENS = {"cpu": 2048, "cuda": 32768}
+SCORE_ROWS = {"cpu": 64, "cuda": 1024}
+GENERATE_ROWS = {"cpu": 32, "cuda": 128}
+GENERATE_TOKENS = {"cpu": 32768, "cuda": 131072}
+
+
+class TransformersBackend:
+    """Runs one checkpoint with transformers; see ``distill_eval.backends.base.Backend`` for the contract."""
+
+    def __init__(self, options: RunOptions, checkpoint: Checkpoint, tokenizer=None) -> None:
+        if options.batch_size is not None and options.batch_size < 1:
+            raise OptionError(f"--batch-size: must be at least 1, got {options.batch_size}")
+        self.checkpoint = checkpoint
+        self.device = model.choose_device(options.device)
+        self.dtype = model.choose_dtype(options.dtype, self.device, checkpoint)
+        self.attention = model.choose_attention(options.attention)
+        self.stop_tokens = frozenset(model.read_stop_tokens(checkpoint.folder))
+        self._tokenizer = tokenizer
+        self._model: Any = None
+        self._notes: list[str] = []
+        self._kind = self.device.partition(":")[0]
+        self._batch_size = options.batch_size
+        # Most padded tokens that went through since memory ran out, None while it never has.
+        self._score_limit: int | None = None
+        self._generate_limit: int | None = None
+
+    @property
+    def numerics(self) -> dict[str, str]:
+        # The full transformers version: any release may mend a model's code. torch without its build tag,
+        # whose kernels change with minor releases. The kind of device but not the model of GPU: that moves
+        # numbers only by as much as another batch composition would.
+        return {
+            "engine": "transformers",
+            "revision": str(REVISION),
+            "transformers": transformers.__version__,
+            "torch": ".".join(torch.__version__.partition("+")[0].split(".")[:2]),
+            "device": self._kind,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "stop_tokens": ",".join(map(str, sorted(self.stop_tokens))),
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return tuple(self._notes)
+
+    def plan_score(self, requests: Sequence[ScoreRequest]) -> list[list[int]]:
+        if self._batch_size is not None:
+            longest = max((len(scoring.row_tokens(request)) for request in requests), default=1)
+            return scoring.plan_batches(
+                requests, max_tokens=longest * self._batch_size, max_rows=self._batch_size
+            )
+        return scoring.plan_batches(
+            requests, max_tokens=SCORE_TOKENS[self._kind], max_rows=SCORE_ROWS[self._kind]
+        )
+
+    def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResponse]:
+        for request in batch:
+            if not request.context or not request.continuation:
+                raise BackendError(f"{self._where()}: a log-likelihood needs a context and a continuation")
+            length = len(request.context) + len(request.continuation) - 1
+            if length > (self.checkpoint.max_positions or length):
+                raise BackendError(
+                    f"{self._where()}: a text of {length} tokens exceeds the checkpoint's"
+                    f" {self.checkpoint.max_positions} positions; it must be cut before it is scored"
+                )
+        if not batch:
+            return []
+        self._check_vocabulary(max(max(*request.context, *request.continuation) for request in batch))
+        responses: list[ScoreResponse | None] = [None] * len(batch)
+        todo = [list(range(len(batch)))]
+        while todo:
+            part = todo.pop()
+            requests = [batch[index] for index in part]
+            rows, width = _shape([scoring.row_tokens(request) for request in requests])
+            if rows > 1 and self._score_limit is not None and rows * width > self._score_limit:
+                todo += _halves_by_input(part, batch)
+                continue
+            try:
+                answers = scoring.score_batch(self._load(), requests)
+            except Exception as error:
+                if not model.is_out_of_memory(error):
+                    raise self._explain(error) from error
+                answers = None  # handled outside, where the traceback no longer holds the tensors
+            if answers is None:
+                self._score_limit = self._halve("scoring", rows, width)
+                todo.append(part)
+                continue
+            for index, answer in zip(part, answers, strict=True):
+                responses[index] = answer
+        return [response for response in responses if response is not None]
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
+        for request in requests:
+            if not request.prompt or request.max_new_tokens < 1:
+                raise BackendError(f"{self._where()}: a generation needs a prompt and at least one new token")
+        if requests:  # else nothing to load the model for
+            self._check_positions(max(requests, key=_generated_width))
+            self._check_vocabulary(max(max(request.prompt) for request in requests))
+        todo = list(reversed(self._plan_generate(requests)))
+        while todo:
+            part = todo.pop()
+            rows, width = len(part), max(_generated_width(requests[index]) for index in part)
+            if rows > 1 and self._generate_limit is not None and rows * width > self._generate_limit:
+                todo += [part[rows // 2 :], part[: rows // 2]]
+                continue
+            finished: set[int] = set()
+            out_of_memory = False
+            stream = decoding.generate_batch(
+                self._load(), [requests[i] for i in part], stop_tokens=self.stop_tokens, decode=self._decode
+            )
+            while True:
+                try:
+                    position, response = next(stream)
+                except StopIteration:
+                    break
+                except Exception as error:
+                    if not model.is_out_of_memory(error):
+                        raise self._explain(error) from error
+                    out_of_memory = True
+                    break
+                finished.add(part[position])
+                yield part[position], response
+            if out_of_memory:
+                del stream
+                self._generate_limit = self._halve("generation", rows, width)
+                todo.append([index for index in part if index not in finished])
+
+    def decode_logprobs(self, requests: Sequence[ScoreRequest]) -> list[float]:
+        """Return each continuation's log-likelihood along the path generation takes: prefill, then cached
+        steps.
+
+        All requests go through one left-padded batch whose rows are dropped as they end. For parity probes.
+        """
+        net = self._load()
+        sums = [0.0] * len(requests)
+        batch, logits = decoding.prefill(net, [request.context for request in requests])
+        rows, step = list(range(len(requests))), 0
+        while True:
+            tokens = torch.tensor([requests[row].continuation[step] for row in rows], device=logits.device)
+            logprobs = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+            for row, logprob in zip(rows, logprobs.tolist(), strict=True):
+                sums[row] += logprob
+            step += 1
+            kept = [place for place, row in enumerate(rows) if step < len(requests[row].continuation)]
+            if not kept:
+                return sums
+            if len(kept) < len(rows):
+                decoding.drop_rows(batch, kept)
+                rows, tokens = [rows[place] for place in kept], tokens[kept]
+            logits = decoding.advance(net, batch, tokens)
+
+    def close(self) -> None:
+        self._model = None
+        self._free_memory()
+
+    def _load(self):
+        if self._model is None:
+            self._model = model.load_model(
+                self.checkpoint, device=self.device, dtype=self.dtype, attention=self.attention
+            )
+        return self._model
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        if self._tokenizer is None:
+            from distill_eval.checkpoints import load_tokenizer
+
+            self._tokenizer = load_tokenizer(self.checkpoint)
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _plan_generate(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
+        """Cut into batches of one sampling and similar length, longest first."""
+
+        def order(index: int):
+            request = requests[index]
+            sampling = request.sampling
+            settings = (sampling.temperature, sampling.top_k, sampling.top_p)
+            return settings, -_generated_width(request), -len(request.prompt), request.prompt, index
+
+        max_rows = self._batch_size or GENERATE_ROWS[self._kind]
+        max_tokens = GENERATE_TOKENS[self._kind] if self._batch_size is None else None
+        batches: list[list[int]] = []
+        previous, width = None, 0
+        for index in sorted(range(len(requests)), key=order):
+            settings = order(index)[0]
+            rows = len(batches[-1]) + 1 if batches else 1
+            full = rows > max_rows or (max_tokens is not None and rows * width > max_tokens)
+            if not batches or full or settings != previous:
+                batches.append([])
+                previous, width = settings, _generated_width(requests[index])
+            batches[-1].append(index)
+        return batches
+
+    def _halve(self, what: str, rows: int, width: int) -> int:
+        """Remember that ``rows`` x ``width`` tokens were too many; return the new limit in padded tokens."""
+        self._free_memory()
+        if rows == 1:
+            raise BackendError(
+                f"{self._where()}: not enough memory on {self.device} for {what} even one sequence at a time"
+                f" ({width} tokens); use a smaller dtype or shorter texts"
+            )
+        self._notes.append(
+            f"{self.checkpoint.label}: out of memory in {what} at {rows} x {width} tokens: batches halved"
+        )
+        return rows * width // 2
+
+    def _free_memory(self) -> None:
+        gc.collect()
+        if self._kind == "cuda":
+            torch.cuda.empty_cache()
+
+    def _check_positions(self, longest: GenerateRequest) -> None:
+        most = self.checkpoint.max_positions
+        if most is None or _generated_width(longest) <= most:
+            return
+        room = most - len(longest.prompt)
+        raise BackendError(
+            f"{self._where()}: a prompt of {len(longest.prompt)} tokens and {longest.max_new_tokens} new ones"
+            f" exceed the checkpoint's {most} positions; "
+            + (
+                f"at most {room} new tokens fit after this prompt"
+                if room > 0
+                else "the prompt alone is too long"
+            )
+        )
+
+    def _check_vocabulary(self, largest: int) -> None:
+        size = self._load().get_input_embeddings().weight.shape[0]
+        if largest >= size:
+            raise BackendError(
+                f"{self._where()}: token id {largest} lies outside the model's {size} embeddings; its"
+                " tokenizer is not the one the model was trained with"
+            )
+
+    def _explain(self, error: Exception) -> Exception:
+        if isinstance(error, BackendError):
+            return error
+        if isinstance(error, RuntimeError | ValueError | TypeError | NotImplementedError | AttributeError):
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            return BackendError(f"{self._where()}: the model failed: {type(error).__name__}: {first}")
+        return error
+
+    def _where(self) -> str:
+        return f"checkpoint '{self.checkpoint.label}' ({self.checkpoint.folder})"
+
+
+def _generated_width(request: GenerateRequest) -> int:
+    return len(request.prompt) + request.max_new_tokens
+
+
+def _shape(inputs: list[tuple[int, ...]]) -> tuple[int, int]:
+    return len(set(inputs)), max(map(len, inputs))
+
+
+def _halves_by_input(part: list[int], batch: Sequence[ScoreRequest]) -> list[list[int]]:
+    """Cut in two between distinct inputs, in order; the first half comes last, to be popped first."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in part:
+        groups.setdefault(scoring.row_tokens(batch[index]), []).append(index)
+    rows = list(groups.values())
+    halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    return [[index for group in half for index in group] for half in reversed(halves)]

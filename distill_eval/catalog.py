@@ -1,0 +1,352 @@
+"""Tasks and suites as YAML files: find, read, validate, select."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill_eval.content import content_path
+from distill_eval.errors import OptionError, TaskError, did_you_mean
+from distill_eval.schema.tasks import GenerativeSpec, ItemKey, LoglikelihoodSpec, Suite, TaskSpec
+
+CLUSTERS = ("subset", "options", "question")
+DIRECTIONS = ("higher", "lower")
+TARGETS = ("option", "letter")
+PER_OPTION = "1/options"
+# What a task of one's own items needs no telling: the rows of generators/ have these fields.
+OWN_ITEM_KEY = ItemKey(question=("question",), options=("options",), subset="subset")
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Every task and suite known to this process, by name."""
+
+    tasks: dict[str, TaskSpec]
+    suites: dict[str, Suite]
+
+
+def load_catalog(extra_dirs: Iterable[Path | str] = ()) -> Catalog:
+    """Read the shipped tasks and suites, and those of ``extra_dirs`` (suites lie in ``DIR/suites``).
+
+    Raises TaskError for a folder that does not exist, a malformed file, or a name that two files claim.
+    """
+    shipped = content_path("tasks")
+    folders = [shipped]
+    for extra in map(Path, extra_dirs):
+        if not extra.is_dir():
+            raise TaskError(f"tasks folder '{extra}' does not exist or is not a folder (--tasks-dir)")
+        if extra.resolve() not in [folder.resolve() for folder in folders]:
+            folders.append(extra)
+    tasks: dict[str, TaskSpec] = {}
+    suites: dict[str, Suite] = {}
+    for folder in folders:
+        for path in _yaml_files(folder):
+            task = read_task(path)
+            _refuse_duplicate("task", task.name, path, tasks)
+            tasks[task.name] = task
+    for folder in folders:
+        for path in _yaml_files(folder / "suites"):
+            suite = read_suite(path, tasks)
+            _refuse_duplicate("suite", suite.name, path, suites)
+            suites[suite.name] = suite
+    return Catalog(tasks, suites)
+
+
+def select_tasks(
+    catalog: Catalog, suite: str | None = None, names: Sequence[str] = ()
+) -> tuple[TaskSpec, ...]:
+    """Return the tasks of a suite, or those named, in that order and each once.
+
+    Raises OptionError when both or neither are given, TaskError for an unknown name.
+    """
+    if suite and names:
+        raise OptionError("--suite and --tasks exclude each other: name the tasks, or a suite of them")
+    if suite:
+        if suite not in catalog.suites:
+            raise TaskError(f"unknown suite '{suite}'{did_you_mean(suite, catalog.suites)}")
+        names = catalog.suites[suite].tasks
+    if not names:
+        raise OptionError("no task given: use --suite NAME or --tasks a,b (see `distill-eval tasks list`)")
+    for name in names:
+        if name not in catalog.tasks:
+            raise TaskError(f"unknown task '{name}'{did_you_mean(name, catalog.tasks)}")
+    return tuple(catalog.tasks[name] for name in dict.fromkeys(names))
+
+
+def read_task(path: Path) -> TaskSpec:
+    """Read and validate one task file; TaskError names the file, the key and what would be right."""
+    raw = _read_yaml(path)
+    where = _Where("task", raw, path)
+    where.known_keys(raw, _TASK_KEYS)
+    own_items = where.get(raw, "items", _text, None)
+    name = where.name
+    loglikelihood = where.get(raw, "loglikelihood", _mapping, None)
+    generative = where.get(raw, "generative", _mapping, None)
+    if loglikelihood is None and generative is None:
+        raise where.error("loglikelihood and generative are both null; a task needs at least one protocol")
+    return TaskSpec(
+        name=name,
+        title=where.get(raw, "title", _text),
+        category=where.get(raw, "category", _text),
+        loglikelihood=None if loglikelihood is None else _loglikelihood(where, loglikelihood, own_items),
+        generative=None if generative is None else _generative(where, generative, own_items),
+        chance=where.get(raw, "chance", _chance, None),
+        cluster=where.get(raw, "cluster", _one_of(CLUSTERS), None),
+        direction=where.get(raw, "direction", _one_of(DIRECTIONS), "higher"),
+        language=where.get(raw, "language", _text, "en"),
+        namespace=where.get(raw, "namespace", _text, name),
+        items=own_items,
+        max_new_tokens=where.get(raw, "max_new_tokens", _at_least(1), None),
+        differs=where.get(raw, "differs", _texts, ()),
+        source_file=str(path),
+    )
+
+
+def read_suite(path: Path, tasks: Mapping[str, TaskSpec]) -> Suite:
+    """Read and validate one suite file; every task it names must be known."""
+    raw = _read_yaml(path)
+    where = _Where("suite", raw, path)
+    where.known_keys(raw, ("name", "title", "tasks", "greedy", "max_new_tokens", "seeds"))
+    names = where.get(raw, "tasks", _texts)
+    for name in names:
+        if name not in tasks:
+            raise where.error(f"unknown task '{name}'{did_you_mean(name, tasks)}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise where.error(f"task '{twice}' is listed twice")
+    return Suite(
+        name=where.name,
+        title=where.get(raw, "title", _text),
+        tasks=names,
+        greedy=where.get(raw, "greedy", _flag, False),
+        max_new_tokens=where.get(raw, "max_new_tokens", _at_least(1), None),
+        seeds=where.get(raw, "seeds", _integers, ()),
+        source_file=str(path),
+    )
+
+
+_TASK_KEYS = (
+    "name", "title", "category", "loglikelihood", "generative", "chance", "cluster", "direction", "language",
+    "namespace", "items", "max_new_tokens", "differs",
+)  # fmt: skip
+_LOGLIKELIHOOD_KEYS = (
+    "tasks", "dataset", "metric", "metrics", "item_key", "num_fewshot", "revision", "options",
+)  # fmt: skip
+_GENERATIVE_KEYS = (
+    "benchmark", "dataset", "metric", "item_key", "num_fewshot", "subsets", "revision", "runs_code",
+    "options",
+)  # fmt: skip
+_ITEM_KEY_KEYS = ("question", "options", "option_skip", "subset")
+# Of engine tasks: lm-eval config keys to override; EvalScope's own extra parameters; raw rows to keep.
+_ENGINE_OPTIONS = {"loglikelihood": ("config", "keep"), "generative": ("extra_params", "keep")}
+_OWN_OPTIONS = ("prompt", "target")
+
+
+def _loglikelihood(where: "_Where", raw: dict[str, Any], own_items: str | None) -> LoglikelihoodSpec:
+    at = where.inside("loglikelihood")
+    at.known_keys(raw, _LOGLIKELIHOOD_KEYS)
+    metric = at.get(raw, "metric", _text)
+    metrics = at.get(raw, "metrics", _texts, (metric,))
+    if metric not in metrics:
+        raise at.error(f"{at.prefix}metric '{metric}' is not among metrics {list(metrics)}")
+    return LoglikelihoodSpec(
+        tasks=at.get(raw, "tasks", _texts, (at.name,) if own_items else _REQUIRED),
+        dataset=at.get(raw, "dataset", _text, "" if own_items else _REQUIRED),
+        metric=metric,
+        item_key=_item_key(at, raw, own_items),
+        num_fewshot=at.get(raw, "num_fewshot", _at_least(0), 0),
+        metrics=metrics,
+        revision=at.get(raw, "revision", _text, None),
+        options=_options(at, raw, own_items, "loglikelihood"),
+    )
+
+
+def _generative(where: "_Where", raw: dict[str, Any], own_items: str | None) -> GenerativeSpec:
+    at = where.inside("generative")
+    at.known_keys(raw, _GENERATIVE_KEYS)
+    return GenerativeSpec(
+        benchmark=at.get(raw, "benchmark", _text, at.name if own_items else _REQUIRED),
+        dataset=at.get(raw, "dataset", _text, "" if own_items else _REQUIRED),
+        metric=at.get(raw, "metric", _text),
+        item_key=_item_key(at, raw, own_items),
+        num_fewshot=at.get(raw, "num_fewshot", _at_least(0), 0),
+        subsets=at.get(raw, "subsets", _texts, ()),
+        revision=at.get(raw, "revision", _text, None),
+        runs_code=at.get(raw, "runs_code", _flag, False),
+        options=_options(at, raw, own_items, "generative"),
+    )
+
+
+def _item_key(at: "_Where", raw: dict[str, Any], own_items: str | None) -> ItemKey:
+    if own_items and raw.get("item_key") is None:
+        return OWN_ITEM_KEY
+    key = at.get(raw, "item_key", _mapping)
+    at = at.inside("item_key")
+    at.known_keys(key, _ITEM_KEY_KEYS)
+    return ItemKey(
+        question=at.get(key, "question", _texts),
+        options=at.get(key, "options", _texts, ()),
+        option_skip=at.get(key, "option_skip", _at_least(0), 0),
+        subset=at.get(key, "subset", _maybe_empty, None),
+    )
+
+
+def _options(at: "_Where", raw: dict[str, Any], own_items: str | None, protocol: str) -> dict[str, Any]:
+    options = at.get(raw, "options", _mapping, {})
+    at = at.inside("options")
+    if not own_items:
+        at.known_keys(options, _ENGINE_OPTIONS[protocol])
+        for key in options:
+            at.get(options, key, _mapping)
+        return options
+    at.known_keys(options, _OWN_OPTIONS)
+    prompt = at.get(options, "prompt", _text)
+    if "{question}" not in prompt:
+        raise at.error(f"{at.prefix}prompt must contain {{question}}, got {prompt!r}")
+    try:
+        prompt.format(question="", choices="")
+    except (KeyError, IndexError, ValueError) as error:
+        raise at.error(
+            f"{at.prefix}prompt may use {{question}} and {{choices}} only, got {prompt!r} ({error!r})"
+        ) from None
+    at.get(options, "target", _one_of(TARGETS), "option")
+    return options
+
+
+_REQUIRED = object()
+
+
+class _Where:
+    """The place in a file that an error message names."""
+
+    def __init__(self, kind: str, raw: dict[str, Any], path: Path, name: str = "", prefix: str = "") -> None:
+        self.kind, self.path, self.prefix = kind, path, prefix
+        self.name = name or path.stem
+        if not name and raw.get("name") is not None:
+            self.name = self.get(raw, "name", _text)
+
+    def inside(self, key: str) -> "_Where":
+        return _Where(self.kind, {}, self.path, self.name, f"{self.prefix}{key}.")
+
+    def error(self, text: str) -> TaskError:
+        return TaskError(f"{self.kind} '{self.name}': {text} ({shown_path(self.path)})")
+
+    def known_keys(self, raw: dict[str, Any], known: Sequence[str]) -> None:
+        for key in raw:
+            if key not in known:
+                raise self.error(f"unknown key '{self.prefix}{key}'{did_you_mean(str(key), known)}")
+
+    def get(self, raw: dict[str, Any], key: str, check: "_Check", default: Any = _REQUIRED) -> Any:
+        """Return the checked value of ``key``; null or missing: the default, or an error without one."""
+        value = raw.get(key)
+        if value is None:
+            if default is not _REQUIRED:
+                return default
+            raise self.error(f"{self.prefix}{key} is required")
+        checked, wanted = check(value)
+        if wanted:
+            raise self.error(f"{self.prefix}{key} must be {wanted}, got {value!r}")
+        return checked
+
+
+# A check returns the value and, when it is wrong, what would be right.
+_Check = Callable[[Any], tuple[Any, str]]
+
+
+def _text(value: Any) -> tuple[Any, str]:
+    return value, "" if isinstance(value, str) and value.strip() else "a text"
+
+
+def _maybe_empty(value: Any) -> tuple[Any, str]:
+    return value, "" if isinstance(value, str) else "a field path or ''"
+
+
+def _texts(value: Any) -> tuple[Any, str]:
+    values = (value,) if isinstance(value, str) else value
+    good = isinstance(values, list | tuple) and values and all(_text(value)[1] == "" for value in values)
+    return (tuple(values), "") if good else (value, "a text or a list of texts")
+
+
+def _mapping(value: Any) -> tuple[Any, str]:
+    return value, "" if isinstance(value, dict) else "a mapping"
+
+
+def _integers(value: Any) -> tuple[Any, str]:
+    good = isinstance(value, list) and value and all(type(v) is int for v in value)
+    return (tuple(value), "") if good else (value, "a list of whole numbers")
+
+
+def _flag(value: Any) -> tuple[Any, str]:
+    return value, "" if isinstance(value, bool) else "true or false"
+
+
+def _at_least(low: int) -> _Check:
+    def check(value: Any) -> tuple[Any, str]:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return value, "a whole number"
+        return value, "" if value >= low else f">= {low}"
+
+    return check
+
+
+def _one_of(known: Sequence[str]) -> _Check:
+    def check(value: Any) -> tuple[Any, str]:
+        return value, "" if value in known else f"one of {', '.join(known)}"
+
+    return check
+
+
+def _chance(value: Any) -> tuple[Any, str]:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+    return value, "" if number or value == PER_OPTION else f"a number in [0, 1), '{PER_OPTION}' or null"
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix in (".yaml", ".yml"))
+
+
+class _Loader(yaml.SafeLoader):
+    """Like SafeLoader, which keeps the last of two equal keys, but refuses them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"cannot read {shown_path(path)}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise TaskError(f"{shown_path(path)}{line}: malformed YAML: {problem}") from None
+    if not isinstance(raw, dict):
+        raise TaskError(f"{shown_path(path)}: must be a mapping of keys to values, got {type(raw).__name__}")
+    return raw
+
+
+def shown_path(path: Path | str) -> str:
+    """Return ``tasks/NAME.yaml`` for a shipped file, else the path as short as it can be said from here."""
+    path = Path(path)
+    for base in (content_path("tasks").parent, Path.cwd()):
+        if path.is_relative_to(base):
+            return str(path.relative_to(base))
+    return str(path)
+
+
+def _refuse_duplicate(kind: str, name: str, path: Path, known: Mapping[str, TaskSpec | Suite]) -> None:
+    if name in known:
+        other = shown_path(known[name].source_file)
+        raise TaskError(f"{kind} '{name}' is defined twice: in {other} and in {shown_path(path)}; rename one")

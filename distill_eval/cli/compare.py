@@ -1,0 +1,293 @@
+"""``distill-eval compare``: the main command."""
+
+import contextlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from distill_eval.errors import OptionError
+from distill_eval.schema.requests import GREEDY, Sampling
+from distill_eval.schema.run import RunOptions
+
+if TYPE_CHECKING:
+    from distill_eval.catalog import Suite
+
+WHAT, HOW, WHERE, RISK = "What to run", "How to prompt and sample", "Where and with what", "Permissions"
+
+
+def compare_command(
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Models to compare; the first is the reference. A folder, a hub id (org/name@revision), "
+            "a .gguf file or demo:NAME, each with an optional label: teacher=PATH.",
+            metavar="CHECKPOINT...",
+            show_default=False,
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The reference, instead of the first argument.", rich_help_panel=WHAT)
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="A named list of tasks; `distill-eval tasks` shows them.", rich_help_panel=WHAT),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks, separated by commas.", metavar="A,B", rich_help_panel=WHAT)
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Items a task, drawn by seed, the same for all. Default: every item.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    limit_seed: Annotated[int, typer.Option(help="Seed of that draw.", rich_help_panel=WHAT)] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results. Default: runs/SUITE.", rich_help_panel=WHAT, show_default=False
+        ),
+    ] = None,
+    greedy: Annotated[
+        bool | None,
+        typer.Option(
+            "--greedy/--sample",
+            help="Always the likeliest token, or sampling.",
+            rich_help_panel=HOW,
+            show_default=False,
+        ),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Default: 0.7.", rich_help_panel=HOW)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Default: 0.8.", rich_help_panel=HOW)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Default: 20; 0 is off.", rich_help_panel=HOW)] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Generate once a seed. Default: 42.", metavar="1,2,3", rich_help_panel=HOW),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer, in tokens. Default: 1024.", rich_help_panel=HOW)
+    ] = None,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply-chat-template",
+            help="Chat template for log-likelihood too (lm-eval's default is none).",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
+    chat_template: Annotated[
+        str,
+        typer.Option(
+            help="auto (the reference's wherever the tokenizer is the same), own (each its own) or a file.",
+            rich_help_panel=HOW,
+        ),
+    ] = "auto",
+    system_prompt: Annotated[
+        str | None, typer.Option(help="System prompt for every checkpoint.", rich_help_panel=HOW)
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)
+    ] = "transformers",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16.",
+            rich_help_panel=WHERE,
+        ),
+    ] = "auto",
+    attention: Annotated[
+        str, typer.Option(help="Attention implementation: sdpa, eager, ...", rich_help_panel=WHERE)
+    ] = "sdpa",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Most sequences at once. Default: by token budget.", rich_help_panel=WHERE),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DISTILL_EVAL_DATA",
+            help="Local mirror of the benchmark data; nothing is fetched then.",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    tasks_dir: Annotated[
+        list[Path] | None, typer.Option(help="Folder with more task files.", rich_help_panel=WHERE)
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DISTILL_EVAL_CACHE",
+            help="Response cache and converted checkpoints. Default: ~/.cache/distill-eval.",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Label of a checkpoint that may run code of its own.", metavar="LABEL", rich_help_panel=RISK
+        ),
+    ] = None,
+    allow_unsandboxed_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unsandboxed-code",
+            help="Run model-written code (HumanEval) even where no sandbox can be had.",
+            rich_help_panel=RISK,
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")
+    ] = False,
+) -> None:
+    """Compare checkpoints on the same items by log-likelihood and by generation.
+
+    Prints one table and writes a run folder: records.parquet, results.json, table1.tex, report.html,
+    provenance.json. Interrupted runs go on where they stopped when the same command is given again.
+
+    Examples: `distill-eval compare teacher=Qwen/Qwen3-0.6B student=./student --suite table1`,
+    `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`
+    """
+    names = [*([teacher] if teacher else []), *(checkpoints or [])]
+    if len(names) < 2:
+        raise OptionError(
+            f"compare needs at least two checkpoints, got {len(names)}: "
+            "distill-eval compare TEACHER STUDENT --suite table1"
+        )
+    if suite is None and tasks is None:
+        raise OptionError("say what to run: --suite NAME or --tasks A,B (`distill-eval tasks` lists both)")
+    if limit is not None and limit < 1:
+        raise OptionError(f"--limit must be at least 1, got {limit}")
+    if batch_size is not None and batch_size < 1:
+        raise OptionError(f"--batch-size must be at least 1, got {batch_size}")
+
+    from distill_eval.catalog import load_catalog, select_tasks
+
+    catalog = load_catalog(tuple(tasks_dir or ()))
+    chosen = select_tasks(catalog, suite=suite, names=_names(tasks))
+    defaults = catalog.suites[suite] if suite else None
+    sampling = _sampling(greedy, temperature, top_p, top_k, defaults)
+    seed_list = _seeds(seeds, defaults)
+    options = RunOptions(
+        limit=limit,
+        limit_seed=limit_seed,
+        seeds=seed_list,
+        sampling=sampling,
+        max_new_tokens=_max_new_tokens(max_new_tokens, defaults),
+        apply_chat_template=apply_chat_template,
+        system_prompt=system_prompt,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        batch_size=batch_size,
+        allow_unsandboxed_code=allow_unsandboxed_code,
+        data_dir=data_dir,
+        cache_dir=cache_dir,
+    )
+    template = chat_template if chat_template in ("auto", "own") else _read_template(chat_template)
+    folder = out or Path("runs") / (suite or "tasks")
+
+    from distill_eval.cli.progress import ProgressBars
+    from distill_eval.compare import run_comparison
+
+    with ProgressBars(quiet=as_json) as bars:
+        comparison = run_comparison(
+            names,
+            chosen,
+            options,
+            folder,
+            trusted=tuple(trust_remote_code or ()),
+            template=template,
+            on_progress=bars,
+            on_note=bars.note,
+        )
+    if as_json:
+        print(json.dumps({"folder": str(comparison.folder), **asdict(comparison.results)}, indent=2))
+        return
+    _print_table(comparison)
+
+
+def _print_table(comparison: Any) -> None:
+    from rich.console import Console
+
+    from distill_eval.render.terminal import render_table
+
+    console = Console()
+    render_table(comparison.results, console)
+    folder = comparison.folder
+    console.print(f"\nReport: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"Also in {folder}: results.json, records.parquet, table1.tex, provenance.json",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _seeds(text: str | None, suite: "Suite | None") -> tuple[int, ...]:
+    if text is None:
+        return tuple(suite.seeds) if suite and suite.seeds else RunOptions().seeds
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise OptionError(
+            f"--seeds takes whole numbers separated by commas, as in 1,2,3; got '{text}'"
+        ) from None
+    if len(set(seeds)) != len(seeds):
+        raise OptionError(f"--seeds must differ from one another, got '{text}'")
+    return seeds
+
+
+def _sampling(
+    greedy: bool | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    suite: "Suite | None",
+) -> Sampling:
+    asked = [
+        name
+        for name, value in (("--temperature", temperature), ("--top-p", top_p), ("--top-k", top_k))
+        if value is not None
+    ]
+    if greedy and asked:
+        raise OptionError(f"--greedy leaves nothing to sample: drop {', '.join(asked)}")
+    if temperature is not None and temperature < 0:
+        raise OptionError(f"--temperature must be 0 or more, got {temperature}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise OptionError(f"--top-p must be above 0 and at most 1, got {top_p}")
+    if top_k is not None and top_k < 0:
+        raise OptionError(f"--top-k must be 0 (off) or more, got {top_k}")
+    if greedy or temperature == 0 or (greedy is None and not asked and suite is not None and suite.greedy):
+        return GREEDY
+    base = Sampling()
+    return Sampling(
+        temperature=base.temperature if temperature is None else temperature,
+        top_p=base.top_p if top_p is None else top_p,
+        top_k=base.top_k if top_k is None else top_k,
+        seed=base.seed,
+    )
+
+
+def _max_new_tokens(asked: int | None, suite: "Suite | None") -> int:
+    if asked is not None and asked < 1:
+        raise OptionError(f"--max-new-tokens must be at least 1, got {asked}")
+    if asked is not None:
+        return asked
+    return suite.max_new_tokens if suite and suite.max_new_tokens else RunOptions().max_new_tokens
+
+
+def _read_template(path: str) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return Path(path).read_text()
+    raise OptionError(f"--chat-template must be auto, own or a readable template file, got '{path}'")

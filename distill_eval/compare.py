@@ -1,0 +1,210 @@
+"""``compare``: the same items, under both protocols, for two or more checkpoints; the first is the reference."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distill_eval import provenance
+from distill_eval.analysis import compare_records, records_frame
+from distill_eval.checkpoints import resolve_checkpoint
+from distill_eval.content import default_cache_dir
+from distill_eval.data import go_offline, resolve_data_dir
+from distill_eval.errors import OptionError
+from distill_eval.render import html, latex
+from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for, plan_tasks, run_checkpoint
+from distill_eval.runs import check_writable, write_run
+from distill_eval.schema.checkpoints import Checkpoint
+from distill_eval.schema.results import Results
+from distill_eval.schema.run import RunOptions
+from distill_eval.schema.tasks import TaskSpec
+from distill_eval.store import ResponseStore
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a finished comparison leaves in memory; the same lies in ``folder``."""
+
+    folder: Path
+    results: Results
+    provenance: dict[str, Any]
+
+
+def run_comparison(
+    names: Sequence[str],
+    tasks: Sequence[TaskSpec],
+    options: RunOptions,
+    out: Path,
+    *,
+    trusted: Sequence[str] = (),
+    template: str = "auto",
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Evaluate ``names`` (the first is the reference) on ``tasks`` and write a run folder at ``out``.
+
+    ``trusted``: labels whose checkpoints may run their own code. Raises a UserError for anything the user
+    can mend; everything the models answered until then stays in the response cache.
+    """
+    cache_dir = options.cache_dir or default_cache_dir()
+    check_writable(out)
+    options = replace(options, data_dir=resolve_data_dir(options.data_dir))
+    checkpoints = resolve_all(names, cache_dir, trusted)
+    if options.data_dir is not None:  # after the checkpoints: this shuts the hub for models too
+        go_offline(options.data_dir)
+    reference = checkpoints[0]
+    planned = plan_tasks(tasks, options, on_progress)
+    notes = [*difference_notes(checkpoints, template), *join_notes(planned)]
+    if on_note:
+        for note in notes:
+            on_note(note)
+    runs = []
+    store = ResponseStore(cache_dir / "responses.sqlite")
+    try:
+        for checkpoint in checkpoints:
+            effective = options_for(checkpoint, reference, options, template)
+            runs.append(run_checkpoint(checkpoint, planned, effective, store, on_progress))
+    finally:
+        store.close()
+    notes += probe_notes(runs)
+    return _conclude(checkpoints, planned, runs, options, template, notes, out)
+
+
+def resolve_all(names: Sequence[str], cache_dir: Path, trusted: Sequence[str] = ()) -> tuple[Checkpoint, ...]:
+    """Resolve every name; labels are made unique, and a ``trusted`` label that names nothing is an error."""
+    checkpoints: list[Checkpoint] = []
+    for name in names:
+        label = name.partition("=")[0]
+        checkpoint = resolve_checkpoint(
+            name, cache_dir=cache_dir, trust_remote_code=label in trusted or name in trusted
+        )
+        if any(other.label == checkpoint.label for other in checkpoints):
+            raise OptionError(
+                f"two checkpoints are called '{checkpoint.label}': give labels, as in teacher=PATH student=PATH"
+            )
+        checkpoints.append(checkpoint)
+    known = {checkpoint.label for checkpoint in checkpoints} | set(names)
+    for label in trusted:
+        if label not in known:
+            raise OptionError(
+                f"--trust-remote-code '{label}' names no checkpoint; known: {', '.join(sorted(known))}"
+            )
+    return tuple(checkpoints)
+
+
+def difference_notes(checkpoints: Sequence[Checkpoint], template: str) -> list[str]:
+    """Say where candidates differ from the reference in ways that change prompts or token counts."""
+    reference, notes = checkpoints[0], []
+    for candidate in checkpoints[1:]:
+        pair = f"{candidate.label} and {reference.label}"
+        same_tokenizer = candidate.tokenizer_fingerprint == reference.tokenizer_fingerprint
+        if not same_tokenizer:
+            notes.append(
+                f"{pair} have different vocabularies: the same text is other tokens, "
+                "so log-likelihoods per token and token counts do not compare directly"
+            )
+        if candidate.chat_template != reference.chat_template:
+            if template == "auto" and same_tokenizer:
+                notes.append(
+                    f"{pair} have different chat templates: both were prompted with that of {reference.label}"
+                )
+            elif template in ("auto", "own"):
+                notes.append(f"{pair} have different chat templates: each was prompted with its own")
+    if template not in ("auto", "own"):
+        notes.append("the chat template was given by hand and used for every checkpoint")
+    return notes
+
+
+def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
+    """Say which tasks have items under one protocol that the other lacks (those are not evaluated)."""
+    notes = []
+    for plan in planned:
+        left = {protocol: count - plan.num_joined for protocol, count in plan.num_available.items()}
+        missing = [f"{count} under {protocol}" for protocol, count in left.items() if count]
+        if missing:
+            notes.append(
+                f"{plan.task.title}: items without a twin under the other protocol were left out: {', '.join(missing)}"
+            )
+    return notes
+
+
+def probe_notes(runs: Sequence[CheckpointRun]) -> list[str]:
+    """Say which checkpoints are not the same model on every path the protocols use."""
+    return [
+        f"{run.checkpoint.label}: parity probe '{probe.name}' failed ({probe.detail}): "
+        "part of any gap may be an error in the model's code, not in its weights"
+        for run in runs
+        for probe in run.probes
+        if not probe.passed
+    ]
+
+
+def _conclude(
+    checkpoints: Sequence[Checkpoint],
+    planned: Sequence[PlannedTask],
+    runs: Sequence[CheckpointRun],
+    options: RunOptions,
+    template: str,
+    notes: Sequence[str],
+    out: Path,
+) -> Comparison:
+    tasks = [plan.task for plan in planned]
+    records = [record for run in runs for record in run.records]
+    frame = records_frame(records)
+    results = compare_records(frame, tasks, [checkpoint.label for checkpoint in checkpoints])
+    results = replace(results, notes=(*notes, *results.notes))
+    facts = describe(checkpoints, planned, runs, options, template)
+    files = {
+        "report.html": html.render_report(results, facts, frame).encode(),
+        "table1.tex": latex.render_table1(results).encode(),
+    }
+    write_run(out, records=records, results=results, provenance=facts, files=files)
+    return Comparison(out, results, facts)
+
+
+def describe(
+    checkpoints: Sequence[Checkpoint],
+    planned: Sequence[PlannedTask],
+    runs: Sequence[CheckpointRun],
+    options: RunOptions,
+    template: str,
+) -> dict[str, Any]:
+    """Everything a reader needs to trust or repeat the run: plain data, ready for JSON."""
+    facts = {
+        **provenance.stamp(),
+        "options": {**asdict(options), "chat_template": template},
+        "checkpoints": [asdict(checkpoint) for checkpoint in checkpoints],
+        "tasks": [
+            {
+                **asdict(plan.task),
+                "num_selected": len(plan.selected),
+                "num_joined": plan.num_joined,
+                "num_available": plan.num_available,
+            }
+            for plan in planned
+        ],
+        "runs": [
+            {
+                "checkpoint": run.checkpoint.label,
+                "numerics": run.numerics,
+                "probes": [asdict(probe) for probe in run.probes],
+                "counts": asdict(run.counts),
+                "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
+            }
+            for run in runs
+        ],
+        "engine_seconds": engine_seconds(planned),
+    }
+    return json.loads(json.dumps(facts, default=str))
+
+
+def engine_seconds(planned: Sequence[PlannedTask]) -> dict[str, dict[str, float]]:
+    """Seconds the engines themselves took (start-up, building, scorers), per protocol, over all tasks."""
+    totals: dict[str, dict[str, float]] = {}
+    for plan in planned:
+        for protocol, loaded in (("loglikelihood", plan.loglikelihood), ("generative", plan.generative)):
+            for name, value in (loaded.timings if loaded is not None else {}).items():
+                per_protocol = totals.setdefault(protocol, {})
+                per_protocol[name] = round(per_protocol.get(name, 0.0) + value, 3)
+    return totals
