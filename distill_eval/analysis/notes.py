@@ -1,4 +1,7 @@
-"""What a reader must know beside the numbers, one sentence each."""
+"""What a reader must know beside the numbers, one sentence each.
+
+What fields of the results already say (unscored records, floor, what an average leaves out) is not repeated.
+"""
 
 from collections.abc import Sequence
 
@@ -52,18 +55,14 @@ def _shared_items(data: pd.DataFrame, tasks: Sequence[TaskSpec]) -> list[str]:
 
 
 def task_notes(result: TaskResult, paired: Paired, checkpoints: Sequence[str]) -> list[str]:
-    """Return notes on one task: records, items, pairing, seeds, clusters and floor."""
+    """Return notes on one task: records, items, pairing, seeds and clusters."""
     name = paired.task.name
     if not paired.items:
         return [f"{name}: no records"]
     notes = []
     for number, (checkpoint, protocol) in enumerate(paired.cells):
-        missing, total = paired.num_unscored[number], paired.num_records[number]
-        where = f"{name}: {checkpoint} under {PROTOCOL_NAMES[protocol]}"
-        if not total:
-            notes.append(f"{where}: no records")
-        elif missing:
-            notes.append(f"{where}: {missing} of {total} records unscored, left out and not counted as wrong")
+        if not paired.num_records[number]:
+            notes.append(f"{name}: {checkpoint} under {PROTOCOL_NAMES[protocol]}: no records")
     scored = np.isfinite(paired.values).sum(axis=0)
     if len(scored) and 0 < scored.max() < _FEW_ITEMS:
         notes.append(f"{name}: only {scored.max()} items scored; read its intervals as rough")
@@ -74,11 +73,6 @@ def task_notes(result: TaskResult, paired: Paired, checkpoints: Sequence[str]) -
         )
     notes += _seed_notes(paired, checkpoints)
     notes += _cluster_notes(paired)
-    if len(result.floor):
-        where = " and ".join(PROTOCOL_NAMES[p] for p in result.floor)
-        notes.append(
-            f"{name}: floor, {checkpoints[0]} does not beat chance under {where}; kept out of averages"
-        )
     return notes
 
 
