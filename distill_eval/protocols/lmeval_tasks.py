@@ -229,7 +229,9 @@ def _gold_problem(engine: Any, doc: Mapping[str, Any]) -> str:
         choices = engine.doc_to_choice(doc)
         if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices) or not choices:
             return f"the choices are {choices!r}"
-        return "" if gold_indices(engine, doc, choices) else f"no gold answer among its {len(choices)} choices"
+        return (
+            "" if gold_indices(engine, doc, choices) else f"no gold answer among its {len(choices)} choices"
+        )
     except Exception as error:  # templates and functions of any lm-eval task run here
         return f"lm-eval finds none ({_one_line(error)})"
 
@@ -246,8 +248,12 @@ def _load_dataset(
     try:
         dataset = _read_parquet(Path(path), name) if local and not arguments else None
         if dataset is None:
-            dataset = datasets.load_dataset(path, name, revision=None if local else spec.revision, **arguments)
-    except Exception as error:  # the hub, the disk, the file format and the folder's own front matter all fail here
+            dataset = datasets.load_dataset(
+                path, name, revision=None if local else spec.revision, **arguments
+            )
+    except (
+        Exception
+    ) as error:  # the hub, the disk, the file format and the folder's own front matter all fail here
         raise DataError(
             f"task '{task.name}': cannot load dataset '{dataset_id}'{_config_name(config)} from "
             f"{path if local else 'the hub'} ({_one_line(error)})"
@@ -341,7 +347,9 @@ def _build_own(task: TaskSpec) -> BuiltTask:
 
 
 def _own_prompt(prompt: str, doc: Mapping[str, Any]) -> str:
-    lines = "\n".join(f"{letter}. {option}" for letter, option in zip(_letters(doc), doc["options"], strict=True))
+    lines = "\n".join(
+        f"{letter}. {option}" for letter, option in zip(_letters(doc), doc["options"], strict=True)
+    )
     return prompt.format(question=doc["question"], choices=lines)
 
 

@@ -130,7 +130,9 @@ def score_with_hflm(client: TorchClient, engine_tasks, samples=None, **prompting
     from distill_eval.protocols.lmeval_tasks import quiet_engine
 
     with quiet_engine():
-        model = HFLM(pretrained=client.model, tokenizer=client.tokenizer, batch_size=1, max_length=client.max_length)
+        model = HFLM(
+            pretrained=client.model, tokenizer=client.tokenizer, batch_size=1, max_length=client.max_length
+        )
         results = lm_eval.simple_evaluate(
             model=model, tasks=engine_tasks, bootstrap_iters=0, samples=samples,
             task_manager=lm_eval.tasks.TaskManager(include_defaults=False), **prompting,
@@ -286,7 +288,10 @@ def test_open_answers_are_scored_by_likelihood(client, own):
 
 
 def test_lambada_keeps_accuracy_and_log_likelihood(client, mirror):
-    rows = [{"text": "seven boats left the harbour before the rain"}, {"text": "a baker sells bread and rolls"}]
+    rows = [
+        {"text": "seven boats left the harbour before the rain"},
+        {"text": "a baker sells bread and rolls"},
+    ]
     loaded = loglikelihood.load(LAMBADA, mirror("EleutherAI/lambada_openai", rows))
     records = loglikelihood.run(loaded, everything(loaded), client, RunOptions())
     assert [record.target for record in records] == ["rain", "rolls"]
@@ -297,7 +302,10 @@ def test_lambada_keeps_accuracy_and_log_likelihood(client, mirror):
 
 def test_long_items_are_cut_from_the_left_and_counted(folder, own):
     client = TorchClient(folder, max_length=12)
-    rows = [ROWS[0], {**ROWS[1], "question": "Seven boats left the harbour. " * 5 + "What is two plus three?"}]
+    rows = [
+        ROWS[0],
+        {**ROWS[1], "question": "Seven boats left the harbour. " * 5 + "What is two plus three?"},
+    ]
     loaded = loglikelihood.load(own(rows, target="letter"), None)
     records = loglikelihood.run(loaded, everything(loaded), client, RunOptions())
     assert [record.metadata.get("truncated_requests") for record in records] == ["3", "3"]
@@ -313,7 +321,9 @@ def test_long_items_are_cut_from_the_left_and_counted(folder, own):
 def test_a_choice_longer_than_the_model_is_an_error(folder, own):
     client = TorchClient(folder, max_length=3)
     loaded = loglikelihood.load(own(), None)
-    with pytest.raises(DataError, match=r"^mine: a choice has \d+ tokens, more than the model's 3 positions$"):
+    with pytest.raises(
+        DataError, match=r"^mine: a choice has \d+ tokens, more than the model's 3 positions$"
+    ):
         loglikelihood.run(loaded, everything(loaded), client, RunOptions())
 
 
@@ -356,7 +366,9 @@ def test_a_template_without_system_role(client, own):
     loaded = loglikelihood.load(own(), None)
     options = RunOptions(apply_chat_template=True, chat_template=template)
     assert loglikelihood.run(loaded, everything(loaded), client, options)[0].prompt.startswith("[user]")
-    with pytest.raises(OptionError, match=r"^mine: the chat template refuses these messages \(no system role\)$"):
+    with pytest.raises(
+        OptionError, match=r"^mine: the chat template refuses these messages \(no system role\)$"
+    ):
         loglikelihood.run(loaded, everything(loaded), client, replace(options, system_prompt="Be brief."))
 
 
@@ -390,7 +402,11 @@ def refused(kind, task, data_dir=None) -> str:
 
 
 def test_rows_without_gold_are_refused_by_number(mirror):
-    rows = [swag_row("1", number) for number in range(7)] + [swag_row("", 7), swag_row("2", 8), swag_row("", 9)]
+    rows = [swag_row("1", number) for number in range(7)] + [
+        swag_row("", 7),
+        swag_row("2", 8),
+        swag_row("", 9),
+    ]
     message = refused(DataError, HELLASWAG, mirror("Rowan/hellaswag", rows, "validation"))
     assert message.startswith("task 'hellaswag': dataset 'Rowan/hellaswag', split 'validation', row 7: ")
     assert "gold answer" in message
@@ -432,7 +448,9 @@ def test_own_items_must_be_there_and_alike(own):
 
 def test_shots_never_come_from_the_evaluated_split(mirror, own):
     folder = mirror("Rowan/hellaswag", [swag_row("1"), swag_row("2", 1)], "validation")
-    task = engine_task("hellaswag", "Rowan/hellaswag", "acc", ItemKey(("ctx_a",), ("endings",)), num_fewshot=1)
+    task = engine_task(
+        "hellaswag", "Rowan/hellaswag", "acc", ItemKey(("ctx_a",), ("endings",)), num_fewshot=1
+    )
     message = refused(TaskError, task, folder)
     assert "the 1 shots of lm-eval's 'hellaswag' would come from the evaluated split 'validation'" in message
     task = own()
@@ -473,10 +491,15 @@ def test_accuracies_lm_evals_file_lacks_can_be_asked_for(mirror, client):
 
 
 def test_rows_to_keep(mirror, client):
-    rows = [swag_row("1", number) | {"split_type": "zeroshot" if number % 2 else "indomain"} for number in range(6)]
+    rows = [
+        swag_row("1", number) | {"split_type": "zeroshot" if number % 2 else "indomain"}
+        for number in range(6)
+    ]
     folder = mirror("Rowan/hellaswag", rows, "validation")
     key = ItemKey(("ctx_a", "ctx_b"), ("endings",), subset="")
-    task = engine_task("hellaswag", "Rowan/hellaswag", "acc", key, options={"keep": {"split_type": "zeroshot"}})
+    task = engine_task(
+        "hellaswag", "Rowan/hellaswag", "acc", key, options={"keep": {"split_type": "zeroshot"}}
+    )
     loaded = loglikelihood.load(task, folder)
     assert [item.question[:6] for item in loaded.items] == ["Boat 1", "Boat 3", "Boat 5"]
     records = loglikelihood.run(loaded, everything(loaded), client, RunOptions())
