@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_eval.errors import DataError, TaskError, did_you_mean
-from distill_eval.items import Item, identify
+from distill_eval.items import Item, identify, is_kept
 from distill_eval.schema.records import LOGLIKELIHOOD, Record
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
@@ -55,7 +55,7 @@ def load(task: TaskSpec, data_dir: Path | None) -> LoadedLoglikelihood:
         _check_metric(task, part)
         for row, fields in enumerate(part.rows):
             item = identify(fields, spec.item_key, task, part.subset, seen)
-            if _kept(fields, spec.options.get("keep", {})):
+            if is_kept(fields, spec, task):
                 items.append(item)
                 places[item.key] = (index, row)
     if not items:
@@ -271,12 +271,6 @@ def _check_metric(task: TaskSpec, part: Any) -> None:
                 f"task '{task.name}': lm-eval's '{part.name}' has no metric '{metric}'"
                 f"{did_you_mean(metric, given)} ({task.source_file})"
             )
-
-
-def _kept(row: Mapping[str, Any], keep: Mapping[str, Any]) -> bool:
-    return all(
-        row.get(name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in keep.items()
-    )
 
 
 def _add_timings(
