@@ -18,7 +18,9 @@ from distill_eval.store import ResponseStore
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def checkpoint(
+    tiny_model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Checkpoint:
     return resolve_checkpoint(str(tiny_model_folder()), cache_dir=tmp_path_factory.mktemp("cache"))
 
 
@@ -143,7 +145,9 @@ def test_a_resumed_run_gives_bitwise_equal_logprobs(
     options = RunOptions(device="cpu", batch_size=6)
     requests = score_requests(60)
     whole = ResponseStore(tmp_path / "whole.sqlite")
-    expected = Client(checkpoint, tokenizer, open_backend(options, checkpoint, tokenizer), whole).score(requests)
+    expected = Client(checkpoint, tokenizer, open_backend(options, checkpoint, tokenizer), whole).score(
+        requests
+    )
     whole.close()
 
     backend = open_backend(options, checkpoint, tokenizer)
