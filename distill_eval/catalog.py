@@ -28,7 +28,7 @@ class Catalog:
 
 
 def load_catalog(extra_dirs: Iterable[Path | str] = ()) -> Catalog:
-    """Read the shipped tasks and suites and those of ``extra_dirs`` (``--tasks-dir``; suites in ``DIR/suites``).
+    """Read the shipped tasks and suites, and those of ``extra_dirs`` (suites lie in ``DIR/suites``).
 
     Raises TaskError for a folder that does not exist, a malformed file, or a name that two files claim.
     """
@@ -132,17 +132,11 @@ _TASK_KEYS = (
     "namespace", "items", "max_new_tokens", "differs",
 )  # fmt: skip
 _LOGLIKELIHOOD_KEYS = (
-    "tasks",
-    "dataset",
-    "metric",
-    "metrics",
-    "item_key",
-    "num_fewshot",
-    "revision",
-    "options",
-)
+    "tasks", "dataset", "metric", "metrics", "item_key", "num_fewshot", "revision", "options",
+)  # fmt: skip
 _GENERATIVE_KEYS = (
-    "benchmark", "dataset", "metric", "item_key", "num_fewshot", "subsets", "revision", "runs_code", "options",
+    "benchmark", "dataset", "metric", "item_key", "num_fewshot", "subsets", "revision", "runs_code",
+    "options",
 )  # fmt: skip
 _ITEM_KEY_KEYS = ("question", "options", "option_skip", "subset")
 # Of engine tasks: lm-eval config keys to override; EvalScope's own extra parameters; raw rows to keep.
@@ -153,14 +147,13 @@ _OWN_OPTIONS = ("prompt", "target")
 def _loglikelihood(where: "_Where", raw: dict[str, Any], own_items: str | None) -> LoglikelihoodSpec:
     at = where.inside("loglikelihood")
     at.known_keys(raw, _LOGLIKELIHOOD_KEYS)
-    default = {"tasks": (at.name,), "dataset": ""} if own_items else {}
     metric = at.get(raw, "metric", _text)
     metrics = at.get(raw, "metrics", _texts, (metric,))
     if metric not in metrics:
-        raise at.error(f"metric '{metric}' is not among metrics {list(metrics)}")
+        raise at.error(f"{at.prefix}metric '{metric}' is not among metrics {list(metrics)}")
     return LoglikelihoodSpec(
-        tasks=at.get(raw, "tasks", _texts, **_default(default, "tasks")),
-        dataset=at.get(raw, "dataset", _text, **_default(default, "dataset")),
+        tasks=at.get(raw, "tasks", _texts, (at.name,) if own_items else _REQUIRED),
+        dataset=at.get(raw, "dataset", _text, "" if own_items else _REQUIRED),
         metric=metric,
         item_key=_item_key(at, raw, own_items),
         num_fewshot=at.get(raw, "num_fewshot", _at_least(0), 0),
@@ -173,10 +166,9 @@ def _loglikelihood(where: "_Where", raw: dict[str, Any], own_items: str | None) 
 def _generative(where: "_Where", raw: dict[str, Any], own_items: str | None) -> GenerativeSpec:
     at = where.inside("generative")
     at.known_keys(raw, _GENERATIVE_KEYS)
-    default = {"benchmark": at.name, "dataset": ""} if own_items else {}
     return GenerativeSpec(
-        benchmark=at.get(raw, "benchmark", _text, **_default(default, "benchmark")),
-        dataset=at.get(raw, "dataset", _text, **_default(default, "dataset")),
+        benchmark=at.get(raw, "benchmark", _text, at.name if own_items else _REQUIRED),
+        dataset=at.get(raw, "dataset", _text, "" if own_items else _REQUIRED),
         metric=at.get(raw, "metric", _text),
         item_key=_item_key(at, raw, own_items),
         num_fewshot=at.get(raw, "num_fewshot", _at_least(0), 0),
@@ -212,15 +204,18 @@ def _options(at: "_Where", raw: dict[str, Any], own_items: str | None, protocol:
     at.known_keys(options, _OWN_OPTIONS)
     prompt = at.get(options, "prompt", _text)
     if "{question}" not in prompt:
-        raise at.error(f"prompt must contain {{question}}, got {prompt!r}")
+        raise at.error(f"{at.prefix}prompt must contain {{question}}, got {prompt!r}")
     try:
         prompt.format(question="", choices="")
     except (KeyError, IndexError, ValueError) as error:
         raise at.error(
-            f"prompt may use {{question}} and {{choices}} only, got {prompt!r} ({error!r})"
+            f"{at.prefix}prompt may use {{question}} and {{choices}} only, got {prompt!r} ({error!r})"
         ) from None
     at.get(options, "target", _one_of(TARGETS), "option")
     return options
+
+
+_REQUIRED = object()
 
 
 class _Where:
@@ -236,33 +231,28 @@ class _Where:
         return _Where(self.kind, {}, self.path, self.name, f"{self.prefix}{key}.")
 
     def error(self, text: str) -> TaskError:
-        return TaskError(f"{self.kind} '{self.name}': {self.prefix}{text} ({shown_path(self.path)})")
+        return TaskError(f"{self.kind} '{self.name}': {text} ({shown_path(self.path)})")
 
     def known_keys(self, raw: dict[str, Any], known: Sequence[str]) -> None:
         for key in raw:
             if key not in known:
-                raise self.error(f"unknown key '{key}'{did_you_mean(str(key), known)}")
+                raise self.error(f"unknown key '{self.prefix}{key}'{did_you_mean(str(key), known)}")
 
-    def get(self, raw: dict[str, Any], key: str, check: "_Check", *default: Any, **named: Any) -> Any:
-        """Return the checked value of ``key``; a null or missing one is ``default``, or an error without one."""
-        default = default or tuple(named.values())
+    def get(self, raw: dict[str, Any], key: str, check: "_Check", default: Any = _REQUIRED) -> Any:
+        """Return the checked value of ``key``; null or missing: the default, or an error without one."""
         value = raw.get(key)
         if value is None:
-            if default:
-                return default[0]
-            raise self.error(f"{key} is required")
+            if default is not _REQUIRED:
+                return default
+            raise self.error(f"{self.prefix}{key} is required")
         checked, wanted = check(value)
         if wanted:
-            raise self.error(f"{key} must be {wanted}, got {value!r}")
+            raise self.error(f"{self.prefix}{key} must be {wanted}, got {value!r}")
         return checked
 
 
 # A check returns the value and, when it is wrong, what would be right.
 _Check = Callable[[Any], tuple[Any, str]]
-
-
-def _default(defaults: dict[str, Any], key: str) -> dict[str, Any]:
-    return {"default": defaults[key]} if key in defaults else {}
 
 
 def _text(value: Any) -> tuple[Any, str]:
@@ -275,9 +265,7 @@ def _maybe_empty(value: Any) -> tuple[Any, str]:
 
 def _texts(value: Any) -> tuple[Any, str]:
     values = (value,) if isinstance(value, str) else value
-    good = (
-        isinstance(values, list | tuple) and values and all(isinstance(v, str) and v.strip() for v in values)
-    )
+    good = isinstance(values, list | tuple) and values and all(_text(value)[1] == "" for value in values)
     return (tuple(values), "") if good else (value, "a text or a list of texts")
 
 
@@ -319,9 +307,24 @@ def _yaml_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix in (".yaml", ".yml"))
 
 
+class _Loader(yaml.SafeLoader):
+    """Like SafeLoader, which keeps the last of two equal keys, but refuses them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"cannot read {shown_path(path)}: {error}") from None
     except yaml.YAMLError as error:

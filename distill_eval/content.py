@@ -7,10 +7,10 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def content_path(name: str) -> Path:
-    """Return the path of ``tasks``, ``reports/templates``, ``reports/reference`` or ``reports/style.mplstyle``.
+    """Return where ``tasks``, ``reports/templates``, ``reports/reference`` or the plot style lies.
 
-    A checkout's own files win over the copy inside a wheel, because an editable install leaves a stale copy of
-    the latter. Raises FileNotFoundError when neither exists: the installation is broken, not the user's input.
+    A checkout's own files win over the copy inside a wheel, because an editable install leaves a stale one.
+    Raises FileNotFoundError when neither exists: the installation is broken, not the user's input.
     """
     candidates = [PACKAGE.parent / name, PACKAGE / "_content" / name]
     # Without pyproject.toml beside it, the parent is somebody's site-packages, whose `tasks` is not ours.
@@ -25,7 +25,7 @@ def content_path(name: str) -> Path:
 
 
 def default_cache_dir() -> Path:
-    """Return $DISTILL_EVAL_CACHE, else $XDG_CACHE_HOME/distill-eval, else ~/.cache/distill-eval (not created)."""
+    """Return $DISTILL_EVAL_CACHE, $XDG_CACHE_HOME/distill-eval or ~/.cache/distill-eval; it may not exist."""
     if own := os.environ.get("DISTILL_EVAL_CACHE"):
         return Path(own).expanduser()
     if shared := os.environ.get("XDG_CACHE_HOME"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_eval.errors import DataError
-from distill_eval.schema.tasks import ItemKey, TaskSpec
+from distill_eval.schema.tasks import GenerativeSpec, ItemKey, LoglikelihoodSpec, TaskSpec
 
 NO_SUBSET = "default"
 
@@ -17,8 +17,8 @@ NO_SUBSET = "default"
 class Item:
     """One question as both engines know it.
 
-    ``key`` joins protocols and checkpoints; ``chance`` is the probability of guessing right (None: open answer);
-    ``cluster`` is equal for items that share what the task says they share, and is the key itself otherwise.
+    ``key`` joins protocols and checkpoints; ``chance`` is the probability of guessing right (None: open
+    answer); ``cluster`` is equal for items that share what the task says, and is the key itself otherwise.
     """
 
     key: str
@@ -34,10 +34,10 @@ def identify(
 ) -> Item:
     """Return the identity of one raw row.
 
-    ``row`` is as the data set has it, before an engine changed it; ``subset`` is the engine's own name for the part
-    the row comes from; ``seen`` counts earlier rows and is updated: the same question with the same options gets
-    ``#0``, ``#1``, ... in data set order. Use a fresh Counter for each task and each split, and pass every row
-    through it, wanted or not. Raises DataError when the row lacks a field.
+    ``row`` is as the data set has it, before an engine changed it; ``subset`` is the engine's own name for
+    the part the row comes from; ``seen`` counts earlier rows and is updated: the same question with the same
+    options gets ``#0``, ``#1``, ... in data set order. Use a fresh Counter for each task and each split, and
+    pass every row through it, wanted or not. Raises DataError when the row lacks a field.
     """
     question = " ".join(filter(None, (_text(_field(row, path, task)) for path in spec.question)))
     options = tuple(_text(_text(option)[spec.option_skip :]) for option in _options(row, spec, task))
@@ -52,11 +52,19 @@ def identify(
     )
 
 
+def is_kept(row: Mapping[str, Any], spec: LoglikelihoodSpec | GenerativeSpec, task: TaskSpec) -> bool:
+    """Say whether the task uses this raw row: each field in ``options.keep`` has that value (or one of)."""
+    wanted = spec.options.get("keep", {}).items()
+    return all(
+        _field(row, path, task) in (value if isinstance(value, list) else [value]) for path, value in wanted
+    )
+
+
 def select_keys(pool: Iterable[str], limit: int | None, seed: int) -> frozenset[str]:
     """Draw ``limit`` keys (None: all), the same ones whatever the order of ``pool``.
 
-    A key's rank is a hash of (seed, key), so a larger limit contains the smaller one's draw, and a key that is
-    missing on one side moves no other.
+    A key's rank is a hash of (seed, key), so a larger limit contains the smaller one's draw, and a key that
+    is missing on one side moves no other.
     """
     keys = frozenset(pool)
     if limit is None or limit >= len(keys):
@@ -69,9 +77,7 @@ def _field(row: Mapping[str, Any], path: str, task: TaskSpec) -> Any:
     for part in path.split("."):
         if not isinstance(value, Mapping) or part not in value:
             known = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-            raise DataError(
-                f"task '{task.name}': a row has no field '{path}'; it has {known} ({task.source_file or 'its data set'})"
-            )
+            raise DataError(f"task '{task.name}': a row has no field '{path}'; it has {known}{_source(task)}")
         value = value[part]
     return value
 
@@ -84,7 +90,7 @@ def _options(row: Mapping[str, Any], spec: ItemKey, task: TaskSpec) -> Iterable[
         except TypeError:
             raise DataError(
                 f"task '{task.name}': field '{spec.options[0]}' must hold a list of options, "
-                f"got {type(values[0]).__name__} ({task.source_file or 'its data set'})"
+                f"got {type(values[0]).__name__}{_source(task)}"
             ) from None
     return values
 
@@ -103,9 +109,7 @@ def _chance(task: TaskSpec, options: tuple[str, ...]) -> float | None:
     if task.chance != "1/options":
         return None if task.chance is None else float(task.chance)
     if not options:
-        raise DataError(
-            f"task '{task.name}': chance is 1/options but a row has no options ({task.source_file})"
-        )
+        raise DataError(f"task '{task.name}': chance is 1/options but a row has no options{_source(task)}")
     return 1 / len(options)
 
 
@@ -118,6 +122,10 @@ def _cluster(task: TaskSpec, key: str, subset: str, question: str, options: tupl
     if task.cluster == "question":
         return f"{name}/question/{_short_hash([question])}"
     return key
+
+
+def _source(task: TaskSpec) -> str:
+    return f" ({task.source_file})" if task.source_file else ""
 
 
 def _short_hash(texts: list[str]) -> str:
