@@ -110,7 +110,7 @@ def allowed_tokens(
         distance[:, -1] = torch.inf  # the most likely token always stays
         distance = torch.empty_like(distance).scatter(1, order, distance)
         kept, cut = allowed & (distance > 0), allowed & (distance <= 0)
-        # The edge is crossed when the mass moves over it, or by overtaking the nearest token of the other side.
+        # The edge is crossed when mass moves over it, or by overtaking the nearest token of the other side.
         lowest_kept = values.masked_fill(~kept, torch.inf).amin(dim=-1, keepdim=True)
         highest_cut = values.masked_fill(~cut, -torch.inf).amax(dim=-1, keepdim=True)
         overtaking = torch.where(kept, values - highest_cut, lowest_kept - values)

@@ -116,6 +116,7 @@ def test_stop_strings_cut_the_text(make_backend: Callable[..., Any], tokenizer: 
     assert len(free.text) > 20
     stop = free.text[10:13]
     # The noise belongs to the request, stop strings included: draw until the text has one.
+    (answer,) = answers_of(backend, [dataclasses.replace(request, stop=("never to be seen",))])
     for seed in range(200):
         stopped = dataclasses.replace(
             request,
@@ -231,7 +232,7 @@ def test_what_does_not_fit_is_one_line(make_backend: Callable[..., Any]):
     backend = make_backend()
     request = GenerateRequest((5,) * 500, 20, GREEDY)
     with pytest.raises(
-        BackendError, match="500 tokens and 20 new ones exceed .* 512 positions; at most 12 new"
+        BackendError, match=r"500 tokens and 20 new ones exceed .* 512 positions; at most 12 new"
     ):
         list(backend.generate([GenerateRequest((5,), 4, GREEDY), request]))
     with pytest.raises(BackendError, match="the prompt alone is too long"):

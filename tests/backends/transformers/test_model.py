@@ -196,5 +196,5 @@ def test_other_errors_are_one_line(make_backend: Callable[..., Any], monkeypatch
         raise RuntimeError("shapes do not match\nmore")
 
     monkeypatch.setattr(scoring, "score_batch", broken)
-    with pytest.raises(BackendError, match="the model failed: RuntimeError: shapes do not match$"):
+    with pytest.raises(BackendError, match=r"the model failed: RuntimeError: shapes do not match$"):
         make_backend().score([REQUEST])

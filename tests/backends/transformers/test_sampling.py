@@ -1,7 +1,8 @@
-"""Draws: the allowed set is transformers', the distribution is the model's, the noise is the request's alone."""
+"""Draws: transformers' allowed set, the model's distribution, and noise that is the request's alone."""
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -24,13 +25,14 @@ def keys_of(count: int) -> torch.Tensor:
     )
 
 
-def warp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def warp(logits: Any, sampling: Sampling) -> Any:
     """What transformers' generate would sample from."""
-    scores = TemperatureLogitsWarper(sampling.temperature)(torch.empty(0), logits)
+    tokens: Any = None  # the warpers do not look at the text so far
+    scores: Any = TemperatureLogitsWarper(sampling.temperature)(tokens, logits)
     if sampling.top_k:
-        scores = TopKLogitsWarper(sampling.top_k)(torch.empty(0), scores)
+        scores = TopKLogitsWarper(sampling.top_k)(tokens, scores)
     if sampling.top_p < 1.0:
-        scores = TopPLogitsWarper(sampling.top_p)(torch.empty(0), scores)
+        scores = TopPLogitsWarper(sampling.top_p)(tokens, scores)
     return scores
 
 
@@ -140,7 +142,7 @@ def test_greedy_margins():
 
 
 def test_margin_says_how_far_scores_must_move():
-    """Moving every score by less than half the margin never changes the draw, the edges of the set included."""
+    """Moving every score by less than half the margin never changes the draw, even at the set's edges."""
     generator = torch.Generator().manual_seed(5)
     logits = 2.0 * torch.randn(4000, 60, generator=generator)
     keys, positions = keys_of(40).repeat(100), torch.arange(4000)
