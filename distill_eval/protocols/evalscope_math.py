@@ -49,7 +49,9 @@ class MathChild:
                 self._pipe.send((name, args, dict(kwargs or {}), deadline))
                 if not self._pipe.poll(deadline):
                     self._stop()
-                    raise MathEvaluationError(f"{label}: exceeded the {deadline}s mathematical scoring deadline")
+                    raise MathEvaluationError(
+                        f"{label}: exceeded the {deadline}s mathematical scoring deadline"
+                    )
                 succeeded, payload, issued = self._pipe.recv()
             except (EOFError, OSError) as error:
                 process = self._process
