@@ -150,7 +150,7 @@ def _loglikelihood(where: "_Where", raw: dict[str, Any], own_items: str | None) 
     metric = at.get(raw, "metric", _text)
     metrics = at.get(raw, "metrics", _texts, (metric,))
     if metric not in metrics:
-        raise at.error(f"metric '{metric}' is not among metrics {list(metrics)}")
+        raise at.error(f"{at.prefix}metric '{metric}' is not among metrics {list(metrics)}")
     return LoglikelihoodSpec(
         tasks=at.get(raw, "tasks", _texts, (at.name,) if own_items else _REQUIRED),
         dataset=at.get(raw, "dataset", _text, "" if own_items else _REQUIRED),
@@ -204,12 +204,12 @@ def _options(at: "_Where", raw: dict[str, Any], own_items: str | None, protocol:
     at.known_keys(options, _OWN_OPTIONS)
     prompt = at.get(options, "prompt", _text)
     if "{question}" not in prompt:
-        raise at.error(f"prompt must contain {{question}}, got {prompt!r}")
+        raise at.error(f"{at.prefix}prompt must contain {{question}}, got {prompt!r}")
     try:
         prompt.format(question="", choices="")
     except (KeyError, IndexError, ValueError) as error:
         raise at.error(
-            f"prompt may use {{question}} and {{choices}} only, got {prompt!r} ({error!r})"
+            f"{at.prefix}prompt may use {{question}} and {{choices}} only, got {prompt!r} ({error!r})"
         ) from None
     at.get(options, "target", _one_of(TARGETS), "option")
     return options
@@ -231,12 +231,12 @@ class _Where:
         return _Where(self.kind, {}, self.path, self.name, f"{self.prefix}{key}.")
 
     def error(self, text: str) -> TaskError:
-        return TaskError(f"{self.kind} '{self.name}': {self.prefix}{text} ({shown_path(self.path)})")
+        return TaskError(f"{self.kind} '{self.name}': {text} ({shown_path(self.path)})")
 
     def known_keys(self, raw: dict[str, Any], known: Sequence[str]) -> None:
         for key in raw:
             if key not in known:
-                raise self.error(f"unknown key '{key}'{did_you_mean(str(key), known)}")
+                raise self.error(f"unknown key '{self.prefix}{key}'{did_you_mean(str(key), known)}")
 
     def get(self, raw: dict[str, Any], key: str, check: "_Check", default: Any = _REQUIRED) -> Any:
         """Return the checked value of ``key``; null or missing: the default, or an error without one."""
@@ -244,10 +244,10 @@ class _Where:
         if value is None:
             if default is not _REQUIRED:
                 return default
-            raise self.error(f"{key} is required")
+            raise self.error(f"{self.prefix}{key} is required")
         checked, wanted = check(value)
         if wanted:
-            raise self.error(f"{key} must be {wanted}, got {value!r}")
+            raise self.error(f"{self.prefix}{key} must be {wanted}, got {value!r}")
         return checked
 
 

@@ -10,7 +10,7 @@ from distill_eval import provenance
 from distill_eval.analysis import compare_records, records_frame
 from distill_eval.checkpoints import resolve_checkpoint
 from distill_eval.content import default_cache_dir
-from distill_eval.data import go_offline
+from distill_eval.data import go_offline, resolve_data_dir
 from distill_eval.errors import OptionError
 from distill_eval.render import html, latex
 from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for, plan_tasks, run_checkpoint
@@ -49,9 +49,10 @@ def run_comparison(
     """
     cache_dir = options.cache_dir or default_cache_dir()
     check_writable(out)
-    if options.data_dir is not None:
-        go_offline(options.data_dir)
+    options = replace(options, data_dir=resolve_data_dir(options.data_dir))
     checkpoints = resolve_all(names, cache_dir, trusted)
+    if options.data_dir is not None:  # after the checkpoints: this shuts the hub for models too
+        go_offline(options.data_dir)
     reference = checkpoints[0]
     planned = plan_tasks(tasks, options, on_progress)
     notes = [*difference_notes(checkpoints, template), *join_notes(planned)]
@@ -86,7 +87,9 @@ def resolve_all(names: Sequence[str], cache_dir: Path, trusted: Sequence[str] = 
     known = {checkpoint.label for checkpoint in checkpoints} | set(names)
     for label in trusted:
         if label not in known:
-            raise OptionError(f"--trust-remote-code '{label}' names no checkpoint; known: {', '.join(sorted(known))}")
+            raise OptionError(
+                f"--trust-remote-code '{label}' names no checkpoint; known: {', '.join(sorted(known))}"
+            )
     return tuple(checkpoints)
 
 
@@ -103,7 +106,9 @@ def difference_notes(checkpoints: Sequence[Checkpoint], template: str) -> list[s
             )
         if candidate.chat_template != reference.chat_template:
             if template == "auto" and same_tokenizer:
-                notes.append(f"{pair} have different chat templates: both were prompted with that of {reference.label}")
+                notes.append(
+                    f"{pair} have different chat templates: both were prompted with that of {reference.label}"
+                )
             elif template in ("auto", "own"):
                 notes.append(f"{pair} have different chat templates: each was prompted with its own")
     if template not in ("auto", "own"):
@@ -184,7 +189,7 @@ def describe(
                 "checkpoint": run.checkpoint.label,
                 "numerics": run.numerics,
                 "probes": [asdict(probe) for probe in run.probes],
-                "counts": run.counts,
+                "counts": asdict(run.counts),
                 "seconds": {name: round(value, 3) for name, value in run.seconds.items()},
             }
             for run in runs

@@ -8,14 +8,14 @@ cache: a second run, or one that was killed, asks the model only for what is mis
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from distill_eval import items
 from distill_eval.backends import open_backend
 from distill_eval.checkpoints import load_tokenizer
 from distill_eval.errors import DataError
+from distill_eval.probes import Probe, run_probes
 from distill_eval.protocols import generative, loglikelihood
-from distill_eval.protocols.client import Client
+from distill_eval.protocols.client import Client, Counts
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, Record
 from distill_eval.schema.run import RunOptions
@@ -44,8 +44,8 @@ class CheckpointRun:
 
     checkpoint: Checkpoint
     records: list[Record] = field(default_factory=list)
-    probes: tuple[Any, ...] = ()
-    counts: dict[str, Any] = field(default_factory=dict)
+    probes: tuple[Probe, ...] = ()
+    counts: Counts = field(default_factory=Counts)
     numerics: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -104,8 +104,6 @@ def run_checkpoint(
     on_progress: OnProgress | None = None,
 ) -> CheckpointRun:
     """Put one checkpoint through every planned task under both protocols and return its records."""
-    from distill_eval.probes import run_probes
-
     tokenizer = load_tokenizer(checkpoint)
     backend = open_backend(options, checkpoint, tokenizer)
     stage = LOGLIKELIHOOD
@@ -129,7 +127,9 @@ def run_checkpoint(
                 for seed in generation_seeds(options):
                     with _timed(run.seconds, f"{GENERATIVE}/{plan.task.name}"):
                         client.generate(
-                            generative.build_requests(plan.generative, plan.selected, tokenizer, options, seed),
+                            generative.build_requests(
+                                plan.generative, plan.selected, tokenizer, options, seed
+                            ),
                             label=plan.task.name,
                         )
     finally:
@@ -152,7 +152,9 @@ def generation_seeds(options: RunOptions) -> tuple[int, ...]:
     return options.seeds[:1] if options.sampling.greedy else options.seeds
 
 
-def options_for(checkpoint: Checkpoint, reference: Checkpoint, options: RunOptions, template: str) -> RunOptions:
+def options_for(
+    checkpoint: Checkpoint, reference: Checkpoint, options: RunOptions, template: str
+) -> RunOptions:
     """Settle which chat template ``checkpoint`` is prompted with.
 
     ``template``: ``"auto"`` gives every checkpoint with the reference's tokenizer the reference's template

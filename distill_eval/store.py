@@ -1,9 +1,9 @@
 """The response cache: one SQLite file under both protocols.
 
 A row is a 32-byte key (weights, numerics and request: see ``response_key``) and a packed response. Every row
-carries a checksum over key and value that is checked on reading, so that damage is an error and never a score.
-Rows are written in transactions to a write-ahead log: a process killed at any moment loses only what it had
-not committed, and several processes may share the file.
+carries a checksum over key and value that is checked on reading, so that damage is an error and never a
+score. Rows are written in transactions to a write-ahead log: a process killed at any moment loses only what
+it had not committed, and several processes may share the file.
 """
 
 import hashlib
@@ -33,7 +33,8 @@ _SCORE = struct.Struct("<d?")
 
 
 def response_key(kind: str, fingerprint: str, numerics: Mapping[str, str], request_digest: bytes) -> bytes:
-    """Return the 32-byte key of a response: what was asked (``request_digest``) of which weights, computed how.
+    """Return the 32-byte key of a response: what was asked (``request_digest``) of which weights, computed
+    how.
 
     ``kind`` is ``"score"`` or ``"generate"``; ``fingerprint`` covers weights, config and tokenizer.
     """
@@ -144,7 +145,8 @@ class ResponseStore:
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Check whose file this is before changing anything in it, then make the table."""
         self._check_owner(db)
-        # Changing the journal mode ignores the busy timeout, so two processes that start together need a retry.
+        # Changing the journal mode ignores the busy timeout, so two processes that start together need a
+        # retry.
         deadline = time.monotonic() + BUSY_TIMEOUT_S
         while True:
             try:
@@ -154,8 +156,8 @@ class ResponseStore:
                 if "locked" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
-        # NORMAL: a killed process loses nothing that was committed; a power cut may lose the last transactions,
-        # which are then computed again.
+        # NORMAL: a killed process loses nothing that was committed; a power cut may lose the last
+        # transactions, which are then computed again.
         db.execute("PRAGMA synchronous=NORMAL")
         db.execute("BEGIN IMMEDIATE")
         self._check_owner(db)
@@ -177,8 +179,8 @@ class ResponseStore:
             raise StoreError(f"{self._foreign()}: it is another program's SQLite database")
         if version != SCHEMA_VERSION:
             raise StoreError(
-                f"response cache {self.path}: made by another version of distill-eval (layout {version}, this one"
-                f" writes {SCHEMA_VERSION}); move it away or name another cache folder"
+                f"response cache {self.path}: made by another version of distill-eval (layout {version}, not"
+                f" {SCHEMA_VERSION}); move it away or name another cache folder"
             )
         if tables != ["responses"]:
             raise StoreError(f"{self._damaged()}: its tables are {tables}")
@@ -196,12 +198,12 @@ class ResponseStore:
             )
         if "locked" in text:
             return StoreError(
-                f"response cache {self.path}: another process held it for {BUSY_TIMEOUT_S:.0f} s; wait for it to end"
+                f"response cache {self.path}: another process has held it for {BUSY_TIMEOUT_S:.0f} s"
             )
         return StoreError(f"{self._damaged()}: {text}")
 
     def _damaged(self) -> str:
-        return f"response cache {self.path} is damaged (move it away to start afresh; nothing was scored from it)"
+        return f"response cache {self.path} is damaged (nothing was scored; move it away to start afresh)"
 
     def _foreign(self) -> str:
         return f"response cache {self.path} is not ours (move it away or name another cache folder)"

@@ -11,7 +11,8 @@ class Backend(Protocol):
 
     @property
     def numerics(self) -> dict[str, str]:
-        """Everything beside weights and request that can move a number: engine, dtype, attention, device kind.
+        """Everything beside weights and request that can move a number: engine, dtype, attention, device
+        kind.
 
         Known without loading the model, because it is part of every cache key.
         """

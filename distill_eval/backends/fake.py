@@ -1,7 +1,7 @@
 """A model that costs nothing: numbers and texts made from hashes, the same on every machine.
 
-It answers every request deterministically from the checkpoint's fingerprint and the request, so that everything
-above the waist can be tried without weights. Its results mean nothing.
+It answers every request deterministically from the checkpoint's fingerprint and the request, so that
+everything above the waist can be tried without weights. Its results mean nothing.
 """
 
 import hashlib

@@ -105,6 +105,7 @@ def check_architecture(
 ) -> None:
     """Raise CheckpointError unless transformers (or a plug-in, or trusted code) can build the model."""
     from transformers import AutoConfig
+    from transformers import __version__ as version
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -121,11 +122,9 @@ def check_architecture(
             raise CheckpointError(
                 f"checkpoint '{label}': model_type '{model_type}' is not a causal language model ({folder})"
             )
-        import transformers
-
         raise CheckpointError(
-            f"checkpoint '{label}': unknown model_type '{model_type}': transformers {transformers.__version__} "
-            f"does not have it and no installed package registers it ({folder / 'config.json'})"
+            f"checkpoint '{label}': unknown model_type '{model_type}': neither transformers {version} nor an "
+            f"installed package has it ({folder / 'config.json'})"
         )
     try:
         AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)

@@ -18,8 +18,8 @@ from distill_eval.errors import CheckpointError
 # Raise it when what the conversion writes changes, so that folders made before are not used again.
 CONVERTER = 1
 PROVENANCE = "provenance.json"
-# GGUF names its splitting rule and transformers ignores most of them; these part every digit from its neighbours
-# before the usual byte-level splitting.
+# GGUF names its splitting rule and transformers ignores most of them; these part every digit from its
+# neighbours before the usual byte-level splitting.
 DIGIT_SPLITTERS = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
 
 

@@ -33,7 +33,7 @@ def find_weights(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def check_weights(files: list[Path]) -> dict[str, dict[str, Any]]:
-    """Check that every file is whole; return the safetensors headers: tensor name -> dtype, shape, offsets."""
+    """Check that every file is whole; return the safetensors headers (tensor name: dtype, shape, offsets)."""
     tensors: dict[str, dict[str, Any]] = {}
     for path in files:
         if path.suffix == ".safetensors":

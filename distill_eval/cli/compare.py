@@ -32,7 +32,8 @@ def compare_command(
         str | None, typer.Option(help="The reference, instead of the first argument.", rich_help_panel=WHAT)
     ] = None,
     suite: Annotated[
-        str | None, typer.Option(help="A named list of tasks; `distill-eval tasks` shows them.", rich_help_panel=WHAT)
+        str | None,
+        typer.Option(help="A named list of tasks; `distill-eval tasks` shows them.", rich_help_panel=WHAT),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks, separated by commas.", metavar="A,B", rich_help_panel=WHAT)
@@ -46,12 +47,17 @@ def compare_command(
     limit_seed: Annotated[int, typer.Option(help="Seed of that draw.", rich_help_panel=WHAT)] = 0,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the results. Default: runs/SUITE.", rich_help_panel=WHAT, show_default=False),
+        typer.Option(
+            help="Folder for the results. Default: runs/SUITE.", rich_help_panel=WHAT, show_default=False
+        ),
     ] = None,
     greedy: Annotated[
         bool | None,
         typer.Option(
-            "--greedy/--sample", help="Always the likeliest token, or sampling.", rich_help_panel=HOW, show_default=False
+            "--greedy/--sample",
+            help="Always the likeliest token, or sampling.",
+            rich_help_panel=HOW,
+            show_default=False,
         ),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Default: 0.7.", rich_help_panel=HOW)] = None,
@@ -67,7 +73,8 @@ def compare_command(
     apply_chat_template: Annotated[
         bool,
         typer.Option(
-            "--apply-chat-template", help="Chat template for log-likelihood too (lm-eval's default is none).",
+            "--apply-chat-template",
+            help="Chat template for log-likelihood too (lm-eval's default is none).",
             rich_help_panel=HOW,
         ),
     ] = False,
@@ -81,7 +88,9 @@ def compare_command(
     system_prompt: Annotated[
         str | None, typer.Option(help="System prompt for every checkpoint.", rich_help_panel=HOW)
     ] = None,
-    backend: Annotated[str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)] = "transformers",
+    backend: Annotated[
+        str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)
+    ] = "transformers",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)] = "auto",
     dtype: Annotated[
         str,
@@ -94,7 +103,8 @@ def compare_command(
         str, typer.Option(help="Attention implementation: sdpa, eager, ...", rich_help_panel=WHERE)
     ] = "sdpa",
     batch_size: Annotated[
-        int | None, typer.Option(help="Most sequences at once. Default: by token budget.", rich_help_panel=WHERE)
+        int | None,
+        typer.Option(help="Most sequences at once. Default: by token budget.", rich_help_panel=WHERE),
     ] = None,
     data_dir: Annotated[
         Path | None,
@@ -131,7 +141,9 @@ def compare_command(
             rich_help_panel=RISK,
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")
+    ] = False,
 ) -> None:
     """Compare checkpoints on the same items by log-likelihood and by generation.
 
@@ -228,17 +240,26 @@ def _seeds(text: str | None, suite: "Suite | None") -> tuple[int, ...]:
     try:
         seeds = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise OptionError(f"--seeds takes whole numbers separated by commas, as in 1,2,3; got '{text}'") from None
+        raise OptionError(
+            f"--seeds takes whole numbers separated by commas, as in 1,2,3; got '{text}'"
+        ) from None
     if len(set(seeds)) != len(seeds):
         raise OptionError(f"--seeds must differ from one another, got '{text}'")
     return seeds
 
 
 def _sampling(
-    greedy: bool | None, temperature: float | None, top_p: float | None, top_k: int | None, suite: "Suite | None"
+    greedy: bool | None,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    suite: "Suite | None",
 ) -> Sampling:
-    asked = [name for name, value in (("--temperature", temperature), ("--top-p", top_p), ("--top-k", top_k))
-             if value is not None]
+    asked = [
+        name
+        for name, value in (("--temperature", temperature), ("--top-p", top_p), ("--top-k", top_k))
+        if value is not None
+    ]
     if greedy and asked:
         raise OptionError(f"--greedy leaves nothing to sample: drop {', '.join(asked)}")
     if temperature is not None and temperature < 0:

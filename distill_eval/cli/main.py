@@ -3,7 +3,6 @@
 import importlib
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -16,6 +15,10 @@ EXIT_INTERRUPTED = 130
 
 COMMANDS = {
     "compare": "distill_eval.cli.compare:compare_command",
+    "prefetch": "distill_eval.cli.prefetch:prefetch_command",
+}
+GROUPS = {
+    "tasks": "distill_eval.cli.tasks:app",
 }
 
 app = typer.Typer(
@@ -30,7 +33,7 @@ app = typer.Typer(
 )
 
 
-def _load(target: str) -> Callable[..., Any]:
+def _load(target: str) -> Any:
     module, attribute = target.split(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -44,6 +47,8 @@ def _options(version: bool = typer.Option(False, "--version", help="Print the ve
 
 for _name, _target in COMMANDS.items():
     app.command(_name)(_load(_target))
+for _name, _target in GROUPS.items():
+    app.add_typer(_load(_target), name=_name)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """The cached client: what both protocols ask a checkpoint through.
 
 Scoring batches are cut from the whole request list before the cache is asked, and each is committed as one
-transaction. What a killed run left undone is therefore cut into the same batches when it is started again, and
-log-likelihoods come out bitwise equal to those of an uninterrupted run.
+transaction. What a killed run left undone is therefore cut into the same batches when it is started again,
+and log-likelihoods come out bitwise equal to those of an uninterrupted run.
 """
 
 import math
@@ -30,7 +30,7 @@ DEFAULT_MAX_LENGTH = 2048  # what lm-eval assumes too when a config names no len
 
 @dataclass(slots=True)
 class Counts:
-    """How many distinct requests were computed and how many came from the cache; seconds inside the backend."""
+    """Distinct requests computed and found in the cache; seconds inside the backend, loading included."""
 
     score_computed: int = 0
     score_cached: int = 0
@@ -55,8 +55,8 @@ class Counts:
 class Client:
     """One checkpoint behind the response cache.
 
-    ``on_progress(label, done, total)`` is called as responses arrive; cached ones count at once. ``tokenizer``
-    is kept for the protocols and not used here.
+    ``on_progress(label, done, total)`` is called as responses arrive; cached ones count at once.
+    ``tokenizer`` is kept for the protocols and not used here.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Client:
             self.counts.score_s += time.perf_counter() - start
             for response in responses:
                 if math.isnan(response.logprob):
-                    raise self._not_a_number("log-likelihood")
+                    raise self.not_a_number("log-likelihood")
             packed = [pack_score(response) for response in responses]
             self.store.put_many(zip([keys[index] for index in missing], packed, strict=True))
             for index, value in zip(missing, packed, strict=True):
@@ -123,7 +123,7 @@ class Client:
             self.counts.generate_s += time.perf_counter() - start
             index = missing[position]
             if any(math.isnan(margin) for margin in response.margins):
-                raise self._not_a_number("logit")
+                raise self.not_a_number("logit")
             packed = pack_generate(response)
             self.store.put_many([(keys[index], packed)])
             values[index] = packed
@@ -151,15 +151,16 @@ class Client:
                 return unpack(value)
             except Exception as error:
                 raise StoreError(
-                    f"response cache {self.store.path}: a stored response cannot be read ({error}); move it away"
+                    f"response cache {self.store.path}: a stored response is damaged ({error}); move it away"
                 ) from error
 
         return checked
 
-    def _not_a_number(self, what: str) -> BackendError:
+    def not_a_number(self, what: str) -> BackendError:
+        """Return the error for a NaN from the model; ``what`` was NaN."""
         return BackendError(
-            f"checkpoint '{self.checkpoint.label}': the model gave a {what} that is not a number; its weights are"
-            f" damaged or overflow in this dtype ({self.checkpoint.folder}); nothing of this batch was stored"
+            f"checkpoint '{self.checkpoint.label}': the model gave a {what} that is not a number; its weights"
+            f" are damaged or overflow in this dtype ({self.checkpoint.folder}); none of it was stored"
         )
 
 

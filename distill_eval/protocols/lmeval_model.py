@@ -48,7 +48,9 @@ class ClientLM(TemplateLM):
         if self.tokenizer.bos_token_id is not None:
             return self.tokenizer.bos_token_id
         if self.tokenizer.eos_token_id is None:
-            raise OptionError(f"{self.label}: the tokenizer has neither a start nor an end token to score after")
+            raise OptionError(
+                f"{self.label}: the tokenizer has neither a start nor an end token to score after"
+            )
         return self.tokenizer.eos_token_id
 
     @property
@@ -85,7 +87,7 @@ class ClientLM(TemplateLM):
         return self._score(built)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """Score whole texts in disjoint windows of ``max_length``, each token once; all windows in one call."""
+        """Score whole texts in windows of ``max_length``, each token once; all windows in one call."""
         built: list[ScoreRequest] = []
         owners: list[int] = []
         for owner, (text,) in enumerate(request.args for request in requests):
@@ -106,15 +108,18 @@ class ClientLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        raise NotImplementedError("the log-likelihood protocol never generates; build_tasks refuses such tasks")
+        raise NotImplementedError(
+            "the log-likelihood protocol never generates; build_tasks refuses such tasks"
+        )
 
     def _request(self, context: list[int], continuation: list[int]) -> tuple[ScoreRequest, bool]:
-        """Cut from the left so that the model reads at most ``max_length`` tokens: the last one is only predicted."""
+        """Cut from the left: the model reads at most ``max_length`` tokens; the last is only predicted."""
         if not continuation:
             raise DataError(f"{self.label}: a choice has no tokens of its own after its context")
         if len(continuation) > self.max_length:
             raise DataError(
-                f"{self.label}: a choice has {len(continuation)} tokens, more than the model's {self.max_length} positions"
+                f"{self.label}: a choice has {len(continuation)} tokens, more than the model's "
+                f"{self.max_length} positions"
             )
         kept = self.max_length + 1 - len(continuation)
         return ScoreRequest(tuple(context[-kept:]), tuple(continuation)), len(context) > kept
@@ -130,12 +135,14 @@ class ClientLM(TemplateLM):
         # lm-eval asks for it to key a request cache that we leave off.
         return getattr(self.tokenizer, "name_or_path", "").replace("/", "__")
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render messages with the checkpoint's template (or the one asked for), thinking off where it knows that."""
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Render with the checkpoint's template or the one asked for, thinking off where it knows that."""
         if not (self.options.chat_template or getattr(self.tokenizer, "chat_template", None)):
             raise OptionError(
-                f"{self.label}: the checkpoint has no chat template; leave out --apply-chat-template or give one with "
-                "--chat-template"
+                f"{self.label}: the checkpoint has no chat template; leave out --apply-chat-template or give "
+                "one with --chat-template"
             )
         try:
             return self._render(chat_history, add_generation_prompt)

@@ -48,12 +48,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     ]  # fmt: skip
     # Converted checkpoints are kept apart from the responses, so that every run starts at the same point.
     prepared = folder / "prepared"
-    subprocess.run([*command, "--cache-dir", prepared, "--out", folder / "warm"], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--cache-dir", prepared, "--out", folder / "warm"], check=True, capture_output=True
+    )
     for name in prepared.glob("responses*"):
         name.unlink()
     start = time.perf_counter()
     reference = fresh(prepared, folder / "cache-0")
-    subprocess.run([*command, "--cache-dir", reference, "--out", folder / "run-0"], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--cache-dir", reference, "--out", folder / "run-0"], check=True, capture_output=True
+    )
     seconds = time.perf_counter() - start
     total = committed(reference)
     expected = pd.read_parquet(folder / "run-0" / "records.parquet")
@@ -71,7 +75,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
         figures["equal"] += equal
         figures["near_ties"] += ties
         figures["recomputed"] += before + computed - total
-        figures["moments"].append({"killed_at_s": round(moment, 1), "committed": before, "computed_after": computed})
+        figures["moments"].append(
+            {"killed_at_s": round(moment, 1), "committed": before, "computed_after": computed}
+        )
         print(f"kill {index}: at {moment:.1f} s, {before} committed, {computed} computed after, equal={equal}",
               file=sys.stderr)  # fmt: skip
         shutil.rmtree(cache)
@@ -85,7 +91,9 @@ def fresh(prepared: Path, cache: Path) -> Path:
 
 def killed(command: list, moment: float, cache: Path) -> int:
     """Start ``command``, kill -9 its whole group after ``moment`` seconds, return what was committed by then."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as run:
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as run:
         try:
             run.wait(moment)
         except subprocess.TimeoutExpired:
@@ -99,7 +107,9 @@ def committed(cache: Path) -> int:
     if not path.exists():
         return 0
     with sqlite3.connect(path) as database:
-        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE name='responses'")]
+        tables = [
+            name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE name='responses'")
+        ]
         return database.execute("SELECT COUNT(*) FROM responses").fetchone()[0] if tables else 0
 
 

@@ -40,7 +40,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     subprocess.run(command, check=True, capture_output=True)
     total = time.perf_counter() - start
     facts = json.loads((folder / "run" / "provenance.json").read_text())
-    model = sum(run["counts"]["model_seconds"] for run in facts["runs"])
+    model = sum(run["counts"]["score_s"] + run["counts"]["generate_s"] for run in facts["runs"])
     engines = facts["engine_seconds"]
     apart = sum(value for protocol in engines.values() for value in protocol.values())
     harness = total - model - apart

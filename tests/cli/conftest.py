@@ -29,7 +29,9 @@ max_new_tokens: 8
 """
 
 
-def write_task(folder: Path, name: str = "tiny", text: str = TASK, rows: Sequence[dict] | None = None) -> Path:
+def write_task(
+    folder: Path, name: str = "tiny", text: str = TASK, rows: Sequence[dict] | None = None
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.yaml").write_text(text)
     lines = [json.dumps({"subset": "default", **row}) for row in (QUESTIONS if rows is None else rows)]
@@ -66,7 +68,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def world(tmp_path: Path, tiny_model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+def world(
+    tmp_path: Path, tiny_model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Path]:
     """A teacher, a student, a tasks folder, an output folder and an empty cache."""
     monkeypatch.setenv("DISTILL_EVAL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("DISTILL_EVAL_DATA", raising=False)

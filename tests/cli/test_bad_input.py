@@ -311,13 +311,16 @@ def test_read_only_output(finished: dict[str, Path], command: Callable, tmp_path
 
 
 @pytest.mark.skipif(
-    sys.platform != "linux" or os.geteuid() != 0 or shutil.which("mount") is None, reason="needs root to mount a tiny disk"
+    sys.platform != "linux" or os.geteuid() != 0 or shutil.which("mount") is None,
+    reason="needs root to mount a tiny disk",
 )
 def test_full_disk(world: dict[str, Path], command: Callable, tmp_path: Path) -> None:
     """A disk of 64 KiB: the cache cannot be written; one line says so."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:

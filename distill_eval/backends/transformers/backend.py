@@ -16,8 +16,9 @@ from distill_eval.schema.run import RunOptions
 # Raised whenever a change of this package can move a number: it is part of every cache key.
 REVISION = 1
 
-# Tokens in a scoring batch (with padding), rows and tokens (prompt, padding and new ones) in a generation batch.
-# On the CPU a few hundred tokens keep the cores busy and more only adds padding; a GPU wants a lot at once.
+# Tokens in a scoring batch (with padding), rows and tokens (prompt, padding and new ones) in a generation
+# batch. On the CPU a few hundred tokens keep the cores busy and more only adds padding; a GPU wants a lot at
+# once.
 SCORE_TOKENS = {"cpu": 2048, "cuda": 32768}
 SCORE_ROWS = {"cpu": 64, "cuda": 1024}
 GENERATE_ROWS = {"cpu": 32, "cuda": 128}
@@ -46,9 +47,9 @@ class TransformersBackend:
 
     @property
     def numerics(self) -> dict[str, str]:
-        # The full transformers version: any release may mend a model's code. torch without its build tag, whose
-        # kernels change with minor releases. The kind of device but not the model of GPU: that moves numbers
-        # only by as much as another batch composition would.
+        # The full transformers version: any release may mend a model's code. torch without its build tag,
+        # whose kernels change with minor releases. The kind of device but not the model of GPU: that moves
+        # numbers only by as much as another batch composition would.
         return {
             "engine": "transformers",
             "revision": str(REVISION),
@@ -78,10 +79,17 @@ class TransformersBackend:
         for request in batch:
             if not request.context or not request.continuation:
                 raise BackendError(f"{self._where()}: a log-likelihood needs a context and a continuation")
-            self._check_fits(len(request.context) + len(request.continuation) - 1, "scored text")
-        self._check_vocabulary(max((max(*r.context, *r.continuation) for r in batch), default=0))
+            length = len(request.context) + len(request.continuation) - 1
+            if length > (self.checkpoint.max_positions or length):
+                raise BackendError(
+                    f"{self._where()}: a text of {length} tokens exceeds the checkpoint's"
+                    f" {self.checkpoint.max_positions} positions; it must be cut before it is scored"
+                )
+        if not batch:
+            return []
+        self._check_vocabulary(max(max(*request.context, *request.continuation) for request in batch))
         responses: list[ScoreResponse | None] = [None] * len(batch)
-        todo = [list(range(len(batch)))] if batch else []
+        todo = [list(range(len(batch)))]
         while todo:
             part = todo.pop()
             requests = [batch[index] for index in part]
@@ -107,8 +115,9 @@ class TransformersBackend:
         for request in requests:
             if not request.prompt or request.max_new_tokens < 1:
                 raise BackendError(f"{self._where()}: a generation needs a prompt and at least one new token")
-            self._check_fits(len(request.prompt) + request.max_new_tokens, "prompt and new tokens", request)
-        self._check_vocabulary(max((max(request.prompt) for request in requests), default=0))
+        if requests:  # else nothing to load the model for
+            self._check_positions(max(requests, key=_generated_width))
+            self._check_vocabulary(max(max(request.prompt) for request in requests))
         todo = list(reversed(self._plan_generate(requests)))
         while todo:
             part = todo.pop()
@@ -139,7 +148,8 @@ class TransformersBackend:
                 todo.append([index for index in part if index not in finished])
 
     def decode_logprobs(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        """Return each continuation's log-likelihood along the path generation takes: prefill, then cached steps.
+        """Return each continuation's log-likelihood along the path generation takes: prefill, then cached
+        steps.
 
         All requests go through one left-padded batch whose rows are dropped as they end. For parity probes.
         """
@@ -211,7 +221,7 @@ class TransformersBackend:
                 f" ({width} tokens); use a smaller dtype or shorter texts"
             )
         self._notes.append(
-            f"{self.checkpoint.label}: out of memory in {what} with {rows} x {width} tokens; batches were halved"
+            f"{self.checkpoint.label}: out of memory in {what} at {rows} x {width} tokens: batches halved"
         )
         return rows * width // 2
 
@@ -220,23 +230,27 @@ class TransformersBackend:
         if self._kind == "cuda":
             torch.cuda.empty_cache()
 
-    def _check_fits(self, length: int, what: str, request: GenerateRequest | None = None) -> None:
+    def _check_positions(self, longest: GenerateRequest) -> None:
         most = self.checkpoint.max_positions
-        if most is None or length <= most:
+        if most is None or _generated_width(longest) <= most:
             return
-        way_out = "it must be cut to fit"
-        if request is not None and len(request.prompt) < most:
-            way_out = f"at most {most - len(request.prompt)} new tokens fit after its longest prompts"
+        room = most - len(longest.prompt)
         raise BackendError(
-            f"{self._where()}: {what} of {length} tokens exceed the checkpoint's {most} positions; {way_out}"
+            f"{self._where()}: a prompt of {len(longest.prompt)} tokens and {longest.max_new_tokens} new ones"
+            f" exceed the checkpoint's {most} positions; "
+            + (
+                f"at most {room} new tokens fit after this prompt"
+                if room > 0
+                else "the prompt alone is too long"
+            )
         )
 
     def _check_vocabulary(self, largest: int) -> None:
         size = self._load().get_input_embeddings().weight.shape[0]
         if largest >= size:
             raise BackendError(
-                f"{self._where()}: token id {largest} lies outside the model's {size} embeddings; its tokenizer is"
-                " not the one the model was trained with"
+                f"{self._where()}: token id {largest} lies outside the model's {size} embeddings; its"
+                " tokenizer is not the one the model was trained with"
             )
 
     def _explain(self, error: Exception) -> Exception:

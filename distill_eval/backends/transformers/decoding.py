@@ -20,7 +20,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(slots=True)
 class CachedBatch:
-    """Sequences the model has read. ``mask`` [B, T] is None while nothing is padded; ``positions`` [B]: the next."""
+    """Sequences the model has read: ``mask`` [B, T] (None: nothing is padded), next ``positions`` [B]."""
 
     cache: Any
     mask: torch.Tensor | None
@@ -156,10 +156,11 @@ def _finish(row: _Row, stop_tokens: frozenset[int], decode: Decode) -> GenerateR
 
 
 def _stop_string_near_end(row: _Row, decode: Decode) -> bool:
-    """Whether a stop string shows in the last few tokens; decoding all of them at every step would be quadratic."""
+    """Whether a stop string shows in the last few tokens (decoding all at every step would be quadratic)."""
     if not row.request.stop:
         return False
-    # A token may be a single byte of a character (four tokens a character at most) or a special token (no text).
+    # A token may be a single byte of a character (four tokens a character at most) or a special token (no
+    # text).
     window = 4 * max(map(len, row.request.stop)) + 8
     tail = decode(row.tokens[-window:])
     return any(stop in tail for stop in row.request.stop)

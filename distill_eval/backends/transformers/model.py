@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -38,7 +39,8 @@ def choose_device(wanted: str) -> str:
 def choose_dtype(wanted: str, device: str, checkpoint: Checkpoint) -> str:
     """Return a dtype's name; ``"auto"`` is the checkpoint's own on CUDA and float32 on the CPU.
 
-    float32 on the CPU, because most processors only emulate bfloat16 and the protocols' numbers are then exact.
+    float32 on the CPU, because most processors only emulate bfloat16 and the protocols' numbers are then
+    exact.
     """
     if wanted == "auto":
         return checkpoint.dtype if device != "cpu" and checkpoint.dtype in DTYPES else "float32"
@@ -78,14 +80,14 @@ def read_stop_tokens(folder: Path) -> tuple[int, ...]:
 def load_model(checkpoint: Checkpoint, *, device: str, dtype: str, attention: str):
     """Return the checkpoint's causal language model on ``device``, ready for inference.
 
-    Raises BackendError when it cannot be loaded, when weights are missing or left over (the folder is then not
-    the model its config describes), and when a weight is NaN or infinite.
+    Raises BackendError when it cannot be loaded, when weights are missing or left over (the folder is then
+    not the model its config describes), and when a weight is NaN or infinite.
     """
     where = f"checkpoint '{checkpoint.label}' ({checkpoint.folder})"
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.folder,
             dtype=DTYPES[dtype],
             attn_implementation=attention,
@@ -93,6 +95,7 @@ def load_model(checkpoint: Checkpoint, *, device: str, dtype: str, attention: st
             local_files_only=True,
             output_loading_info=True,
         )
+        model, info = loaded
         model = model.to(device).eval()
     except Exception as error:
         if is_out_of_memory(error):
@@ -107,8 +110,8 @@ def load_model(checkpoint: Checkpoint, *, device: str, dtype: str, attention: st
         names = sorted(map(str, info.get(f"{kind}_keys") or ()))
         if names:
             raise BackendError(
-                f"{where}: its weights do not fit its config: {len(names)} {kind}, such as {names[0]}; the weight"
-                " files must be those of the model that config.json describes"
+                f"{where}: its weights do not fit its config: {len(names)} {kind}, such as {names[0]}; the"
+                " weight files must be those of the model that config.json describes"
             )
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():

@@ -30,7 +30,8 @@ def request_noise_key(digest: bytes) -> int:
 
 
 def gumbel_noise(keys: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Return standard Gumbel noise in float64: keys [B] and positions [B] (int64), token_ids [B, N] -> [B, N].
+    """Return standard Gumbel noise in float64: keys [B] and positions [B] (int64), token_ids [B, N] -> [B,
+    N].
 
     Two rounds of the splitmix64 finaliser (Steele, Lea and Flood 2014) over wrapping 64-bit integers, which
     every device computes alike.
@@ -44,12 +45,13 @@ def gumbel_noise(keys: torch.Tensor, positions: torch.Tensor, token_ids: torch.T
 def pick_tokens(
     logits: torch.Tensor, sampling: Sampling, keys: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose a token per row: logits [B, V], keys and positions [B] int64 -> ids [B] int64, margins [B] float64.
+    """Choose a token per row: logits [B, V], keys and positions [B] int64 -> ids [B] int64, margins [B]
+    float64.
 
     Greedy is the argmax. Sampling takes the argmax of log-probability plus noise over the allowed tokens. The
     margin is how far log-probabilities would have to move for another token to be chosen: the lead over the
-    runner-up, or the distance to the edge of the allowed set where a token at that edge decides. It is NaN when
-    the logits are.
+    runner-up, or the distance to the edge of the allowed set where a token at that edge decides. It is NaN
+    when the logits are.
     """
     logits = logits.float()
     if sampling.greedy:
@@ -79,8 +81,9 @@ def allowed_tokens(
     """Apply temperature, then top-k, then top-p, as transformers orders them and breaks their ties.
 
     Returns, per row, candidate ids in ascending order, their scaled scores (float64), which are allowed, and
-    each one's distance to the edge of the allowed set (in log-probability for top-k, in probability for top-p).
-    Every token tied at the top-k edge is allowed; at the top-p edge higher ids are kept before lower ones.
+    each one's distance to the edge of the allowed set (in log-probability for top-k, in probability for
+    top-p). Every token tied at the top-k edge is allowed; at the top-p edge higher ids are kept before lower
+    ones.
     """
     scores = logits.float() / sampling.temperature
     vocabulary = scores.shape[-1]

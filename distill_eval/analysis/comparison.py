@@ -1,0 +1,229 @@
+"""Records of several checkpoints -> Results: the tasks, one by one, then averages and notes.
+
+What counts as what:
+
+- A score of None is unscored: left out, counted, never zero.
+- Deltas pair the items that both checkpoints have scored under a protocol; a gap, those that both have
+  scored under both. One resampling of items (clusters) serves all of a task's estimates.
+- Floor: the reference must beat guessing (chance.py). Where an answer cannot be guessed (no chance level),
+  any right answer beats it, and the protocol is at the floor only if the reference got none right.
+- LAMBADA and its like: a log-likelihood metric ``perplexity`` is exp(-mean) of the items' log-likelihoods of
+  the target (one target an item), with a bootstrap interval taken on the log scale. It is shown as a cell;
+  no delta, gap or average is made of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from distill_eval.analysis.averages import Row, averages
+from distill_eval.analysis.chance import beats_chance
+from distill_eval.analysis.estimates import Measured, measure, simple_binary, tango_estimate, wilson_estimate
+from distill_eval.analysis.frame import checked_frame
+from distill_eval.analysis.notes import frame_notes, task_notes
+from distill_eval.analysis.pairing import Paired, pair_items, task_protocols
+from distill_eval.analysis.resampling import task_generator
+from distill_eval.errors import DataError, OptionError
+from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, PROTOCOLS
+from distill_eval.schema.results import Cell, Delta, Estimate, Gap, Results, TaskResult
+from distill_eval.schema.tasks import TaskSpec
+
+PERPLEXITY = "perplexity"
+
+
+def compare_records(
+    frame: pd.DataFrame, tasks: Sequence[TaskSpec], checkpoints: Sequence[str], *, seed: int = 0
+) -> Results:
+    """Compare checkpoints under both protocols; ``checkpoints[0]`` is the reference.
+
+    ``frame``: what ``records_frame`` returns, or any DataFrame with its columns ``checkpoint, task, protocol,
+    item_key, score`` (and ``seed, chance, cluster, fingerprint, scores`` where they matter). ``seed`` sets the
+    resampling. Accuracies, deltas and gaps are fractions; intervals are 95%. Raises OptionError without a
+    checkpoint or for a repeated one, DataError for records that cannot be compared.
+    """
+    checkpoints = tuple(checkpoints)
+    if not checkpoints:
+        raise OptionError("compare needs at least one checkpoint; the first is the reference")
+    for label in checkpoints:
+        if checkpoints.count(label) > 1:
+            raise OptionError(f"checkpoint {label!r} is given twice; use distinct labels (label=NAME)")
+    data = checked_frame(frame, checkpoints)
+    rows, notes = [], frame_notes(data, tasks, checkpoints)
+    for task in tasks:
+        row, paired = _compare_task(data, task, checkpoints, seed)
+        rows.append(row)
+        notes.extend(task_notes(row.result, paired, checkpoints))
+    results = tuple(row.result for row in rows)
+    return Results(checkpoints, results, averages(rows, checkpoints), tuple(notes))
+
+
+def _compare_task(
+    data: pd.DataFrame, task: TaskSpec, checkpoints: tuple[str, ...], seed: int
+) -> tuple[Row, Paired]:
+    paired = pair_items(data, task, checkpoints)
+    protocols = task_protocols(task)
+    units = {protocol: _unit(paired, task, protocol) for protocol in protocols}
+    rng = task_generator(seed, task.name)
+    measured = _measure_all(paired, checkpoints, units, rng)
+
+    cells, deltas, gaps = [], [], []
+    for checkpoint, protocol in paired.cells:
+        estimate = _shown(measured.get((checkpoint, protocol)))
+        if units[protocol] == "fraction" and estimate and simple_binary(paired, (checkpoint, protocol)):
+            estimate = wilson_estimate(paired.column(checkpoint, protocol))
+        cells.append(_cell(paired, checkpoint, protocol, units[protocol], estimate))
+    for candidate in checkpoints[1:]:
+        for protocol in protocols:
+            pair = ((candidate, protocol), (checkpoints[0], protocol))
+            part = measured.get((candidate, protocol, "delta"))
+            if part is None:
+                continue
+            exact = units[protocol] == "fraction" and simple_binary(paired, *pair)
+            estimate = tango_estimate(*(paired.column(*cell) for cell in pair)) if exact else part.estimate
+            deltas.append(Delta(candidate, protocol, estimate))
+        part = measured.get((candidate, "gap"))
+        if part is not None:
+            gaps.append(Gap(candidate, part.estimate))
+    cells = _with_perplexity(cells, data, task, checkpoints, rng)
+    joined = np.isfinite(paired.values).all(axis=1) if paired.cells else np.zeros(0, dtype=bool)
+    result = TaskResult(
+        task.name, task.title, task.category, task.direction, tuple(cells), tuple(deltas), tuple(gaps),
+        _floor(paired, cells, checkpoints[0]), task.differs, int(joined.sum()),
+    )  # fmt: skip
+    return Row(task, result, measured), paired
+
+
+def _measure_all(
+    paired: Paired, checkpoints: tuple[str, ...], units: dict[str, str], rng: np.random.Generator
+) -> dict[tuple[str, ...], Measured | None]:
+    """Return cells, deltas and gaps by (checkpoint, protocol), (candidate, protocol, "delta"), (candidate, "gap")."""
+    columns, limits = {}, {}
+    worse_is_higher = paired.task.direction == "lower"
+    for protocol, unit in units.items():
+        if unit == PERPLEXITY:
+            continue
+        top = 1.0 if unit == "fraction" else np.inf
+        for checkpoint in checkpoints:
+            columns[checkpoint, protocol] = paired.column(checkpoint, protocol)
+            limits[checkpoint, protocol] = (0.0 if unit == "fraction" else -np.inf, top)
+        for candidate in checkpoints[1:]:
+            key = (candidate, protocol, "delta")
+            columns[key] = columns[candidate, protocol] - columns[checkpoints[0], protocol]
+            limits[key] = (-top, top)
+    if set(units) == set(PROTOCOLS) and len(set(units.values())) == 1 and PERPLEXITY not in units.values():
+        for candidate in checkpoints[1:]:
+            likelihood, generation = (columns[candidate, p, "delta"] for p in (LOGLIKELIHOOD, GENERATIVE))
+            gap = likelihood - generation
+            top = 2 * limits[candidate, GENERATIVE, "delta"][1]
+            columns[candidate, "gap"] = -gap if worse_is_higher else gap
+            limits[candidate, "gap"] = (-top, top)
+    parts = measure(list(columns.values()), paired.codes, list(limits.values()), rng)
+    return dict(zip(columns, parts, strict=True))
+
+
+def _shown(part: Measured | None) -> Estimate | None:
+    return None if part is None else part.estimate
+
+
+def _metric(task: TaskSpec, protocol: str) -> str:
+    spec = task.loglikelihood if protocol == LOGLIKELIHOOD else task.generative
+    return "" if spec is None else spec.metric
+
+
+def _unit(paired: Paired, task: TaskSpec, protocol: str) -> str:
+    """Return ``"fraction"`` when every score lies in [0, 1], else ``"plain"``; perplexity by its name."""
+    if _metric(task, protocol) == PERPLEXITY:
+        return PERPLEXITY
+    columns = [number for number, cell in enumerate(paired.cells) if cell[1] == protocol]
+    values = paired.values[:, columns]
+    values = values[~np.isnan(values)]
+    if np.isinf(values).any():
+        raise DataError(
+            f"task {task.name!r}: a score under {protocol} is infinite; scores must be finite or missing"
+        )
+    return "fraction" if ((values >= 0) & (values <= 1)).all() else "plain"
+
+
+def _cell(paired: Paired, checkpoint: str, protocol: str, unit: str, estimate: Estimate | None) -> Cell:
+    number = paired.cells.index((checkpoint, protocol))
+    scores, chances = paired.values[:, number], paired.chances[:, number]
+    scored = ~np.isnan(scores)
+    scores, chances = scores[scored], chances[scored]
+    chance = above = None
+    if (
+        unit == "fraction"
+        and paired.task.direction == "higher"
+        and scores.size
+        and not np.isnan(chances).all()
+    ):
+        chance, above = float(np.nan_to_num(chances).mean()), beats_chance(scores, chances)
+    return Cell(
+        checkpoint, protocol, _metric(paired.task, protocol), estimate, paired.num_unscored[number],
+        chance, above, unit=unit, num_seeds=max(len(paired.seeds[number]), 1),
+    )  # fmt: skip
+
+
+def _floor(paired: Paired, cells: Sequence[Cell], reference: str) -> tuple[str, ...]:
+    floor = []
+    for cell in cells:
+        if (
+            cell.checkpoint != reference
+            or not cell.headline
+            or cell.estimate is None
+            or cell.unit != "fraction"
+        ):
+            continue
+        none_right = (
+            cell.above_chance is None and cell.estimate.value == 0 and paired.task.direction == "higher"
+        )
+        if cell.above_chance is False or none_right:
+            floor.append(cell.protocol)
+    return tuple(floor)
+
+
+def _with_perplexity(
+    cells: list[Cell],
+    data: pd.DataFrame,
+    task: TaskSpec,
+    checkpoints: tuple[str, ...],
+    rng: np.random.Generator,
+) -> list[Cell]:
+    """Fill in perplexity cells: the headline one, or one beside it where the task stores that metric too."""
+    spec = task.loglikelihood
+    if spec is None or PERPLEXITY not in (spec.metric, *spec.metrics):
+        return cells
+    headline = spec.metric == PERPLEXITY
+    paired = pair_items(data, task, checkpoints, score=None if headline else PERPLEXITY)
+    columns = [paired.column(checkpoint, LOGLIKELIHOOD) for checkpoint in checkpoints]
+    parts = measure(columns, paired.codes, [(-np.inf, np.inf)] * len(columns), rng)
+    done = list(cells)
+    for checkpoint, column, part in zip(checkpoints, columns, parts, strict=True):
+        estimate = _perplexity(column, part)
+        number = next(
+            i for i, c in enumerate(cells) if (c.checkpoint, c.protocol) == (checkpoint, LOGLIKELIHOOD)
+        )
+        if headline:
+            done[number] = replace(done[number], estimate=estimate)
+        elif estimate is not None:
+            unscored = paired.num_unscored[paired.cells.index((checkpoint, LOGLIKELIHOOD))]
+            done.append(
+                Cell(
+                    checkpoint, LOGLIKELIHOOD, PERPLEXITY, estimate, unscored, headline=False, unit=PERPLEXITY
+                )
+            )
+    return done
+
+
+def _perplexity(column: np.ndarray, part: Measured | None) -> Estimate | None:
+    if np.isneginf(column).any():  # one impossible target makes the perplexity infinite
+        kept = int((~np.isnan(column)).sum())
+        return Estimate(np.inf, 1.0, np.inf, kept, kept, "bootstrap")
+    if part is None:
+        return None
+    mean = part.estimate
+    value, low, high = (float(np.exp(min(-x, 700.0))) for x in (mean.value, mean.high, mean.low))
+    if np.isinf(mean.low):
+        high = np.inf
+    return replace(mean, value=value, low=max(low, 1.0), high=high)

@@ -1,0 +1,111 @@
+"""Records as a pandas DataFrame, and the checks a frame must pass before anything is computed from it."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from distill_eval.errors import DataError, did_you_mean
+from distill_eval.schema.records import PROTOCOLS, Record
+
+_TEXT = {
+    "checkpoint", "fingerprint", "task", "protocol", "item_key", "subset", "cluster",
+    "prompt", "output", "target", "extracted", "finish_reason",
+}  # fmt: skip
+_NUMBERS = {
+    "seed": "Int64",
+    "score": "float64",
+    "chance": "float64",
+    "num_prompt_tokens": "int64",
+    "num_output_tokens": "int64",
+}
+_REQUIRED = ("checkpoint", "task", "protocol", "item_key", "score")
+_OPTIONAL = {"fingerprint": "", "cluster": "", "seed": None, "chance": None, "scores": None}
+
+
+def records_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row per record and one column per field of Record, with the same dtypes for any records.
+
+    Text is ``string`` (None becomes missing), ``seed`` is ``Int64``, ``score`` and ``chance`` are ``float64``
+    with NaN for None; ``scores``, ``choice_logprobs`` and ``metadata`` stay Python objects.
+    """
+    records = list(records)
+    columns = {}
+    for field in dataclasses.fields(Record):
+        values = [getattr(record, field.name) for record in records]
+        dtype = "string" if field.name in _TEXT else _NUMBERS.get(field.name, "object")
+        columns[field.name] = pd.Series(values, dtype=dtype)
+    return pd.DataFrame(columns)
+
+
+def checked_frame(frame: pd.DataFrame, checkpoints: Sequence[str]) -> pd.DataFrame:
+    """Return the columns an analysis needs, of the rows of ``checkpoints``, in an order free of the input's.
+
+    Needs ``checkpoint, task, protocol, item_key, score``; other columns are filled in when absent. Raises
+    DataError for a missing column, an unknown protocol, a score that is no number, a record that appears
+    twice, or one checkpoint label over two different fingerprints.
+    """
+    missing = [name for name in _REQUIRED if name not in frame.columns]
+    if missing and len(frame):
+        raise DataError(f"records lack the column {missing[0]!r}{did_you_mean(missing[0], frame.columns)}")
+    data = pd.DataFrame({name: frame[name] for name in _REQUIRED if name in frame.columns})
+    for name in missing:
+        data[name] = None
+    for name, default in _OPTIONAL.items():
+        data[name] = frame[name] if name in frame.columns else default
+    for name in ("checkpoint", "task", "protocol", "item_key", "fingerprint", "cluster"):
+        data[name] = data[name].astype("string").fillna("").astype(object)
+    for name in ("score", "chance", "seed"):
+        try:
+            data[name] = pd.to_numeric(data[name]).astype("Float64").to_numpy("float64", na_value=np.nan)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"records: column {name!r} must hold numbers or nothing: {error}") from None
+    data = data[data["checkpoint"].isin(list(checkpoints))]
+    _refuse_unknown_protocol(data)
+    _refuse_mixed_checkpoints(data)
+    # Stable sorting by what identifies a record: the result cannot depend on the order of the rows.
+    data = data.sort_values(
+        ["task", "item_key", "checkpoint", "protocol", "seed"], kind="stable", ignore_index=True
+    )
+    _refuse_duplicates(data)
+    return data
+
+
+def named_score(scores: object, name: str) -> float:
+    """Return ``scores[name]`` or NaN, whether ``scores`` is a dict, pairs (a Parquet map) or JSON text."""
+    if isinstance(scores, str):
+        scores = json.loads(scores) if scores else {}
+    elif isinstance(scores, (list, tuple, np.ndarray)):
+        scores = dict(scores)
+    value = scores.get(name) if isinstance(scores, Mapping) else None
+    return np.nan if value is None else float(value)
+
+
+def _refuse_unknown_protocol(data: pd.DataFrame) -> None:
+    for protocol in data["protocol"].unique():
+        if protocol not in PROTOCOLS:
+            raise DataError(f"records: unknown protocol {protocol!r}{did_you_mean(protocol, PROTOCOLS)}")
+
+
+def _refuse_mixed_checkpoints(data: pd.DataFrame) -> None:
+    known = data[data["fingerprint"] != ""]
+    for label, prints in known.groupby("checkpoint")["fingerprint"].unique().items():
+        if len(prints) > 1:
+            raise DataError(
+                f"checkpoint {label!r}: its records come from {len(prints)} different models "
+                f"(fingerprints {', '.join(sorted(p[:12] for p in prints))}); give each its own label"
+            )
+
+
+def _refuse_duplicates(data: pd.DataFrame) -> None:
+    identity = ["task", "item_key", "checkpoint", "protocol", "seed"]
+    twice = data.duplicated(identity)
+    if twice.any():
+        row = data[twice].iloc[0]
+        seed = "" if np.isnan(row["seed"]) else f", seed {int(row['seed'])}"
+        raise DataError(
+            f"task {row['task']!r}: item {row['item_key']!r} appears twice for checkpoint "
+            f"{row['checkpoint']!r} under {row['protocol']}{seed}; keep one run per checkpoint and seed"
+        )

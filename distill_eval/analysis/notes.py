@@ -1,0 +1,112 @@
+"""What a reader must know beside the numbers, one sentence each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from distill_eval.analysis.averages import PROTOCOL_NAMES
+from distill_eval.analysis.intervals import effective_clusters
+from distill_eval.analysis.pairing import Paired
+from distill_eval.schema.results import TaskResult
+from distill_eval.schema.tasks import TaskSpec
+
+_FEW_ITEMS = 30
+_FEW_CLUSTERS = 10
+
+
+def frame_notes(data: pd.DataFrame, tasks: Sequence[TaskSpec], checkpoints: Sequence[str]) -> list[str]:
+    """Return notes on the whole set of records: absent checkpoints, twins, tasks left aside, sampling seeds."""
+    notes = []
+    present = set(data["checkpoint"])
+    notes += [f"{label}: no records" for label in checkpoints if label not in present]
+    known = data[data["fingerprint"] != ""].drop_duplicates(["checkpoint", "fingerprint"])
+    for _, labels in known.groupby("fingerprint")["checkpoint"]:
+        if len(labels) > 1:
+            names = " and ".join(label for label in checkpoints if label in set(labels))
+            notes.append(f"{names} are the same weights, configuration and tokenizer")
+    aside = sorted(set(data["task"]) - {task.name for task in tasks})
+    if aside:
+        notes.append(f"records of tasks not asked for are left aside: {', '.join(aside)}")
+    notes += _shared_items(data, tasks)
+    if data["seed"].nunique() > 1:
+        notes.append(
+            "generation scores are means over sampling seeds; intervals resample items, whose means carry both the "
+            "items' variance and the sampling noise"
+        )
+    return notes
+
+
+def _shared_items(data: pd.DataFrame, tasks: Sequence[TaskSpec]) -> list[str]:
+    """Return a note per group of tasks over the same items, which averages take to be independent."""
+    named = [task.name for task in tasks]
+    pairs = data.loc[data["task"].isin(named), ["task", "item_key"]].drop_duplicates()
+    shared = pairs[pairs.duplicated("item_key", keep=False)]
+    groups = shared.groupby("item_key")["task"].agg(
+        lambda names: " and ".join(n for n in named if n in set(names))
+    )
+    return [
+        f"{names} share {count} items; averages treat tasks as independent"
+        for names, count in groups.value_counts().sort_index().items()
+    ]
+
+
+def task_notes(result: TaskResult, paired: Paired, checkpoints: Sequence[str]) -> list[str]:
+    """Return notes on one task: nothing or little scored, unscored records, unjoined items, seeds, clusters, floor."""
+    name = paired.task.name
+    if not paired.items:
+        return [f"{name}: no records"]
+    notes = []
+    for number, (checkpoint, protocol) in enumerate(paired.cells):
+        missing, total = paired.num_unscored[number], paired.num_records[number]
+        where = f"{name}: {checkpoint} under {PROTOCOL_NAMES[protocol]}"
+        if not total:
+            notes.append(f"{where}: no records")
+        elif missing:
+            notes.append(f"{where}: {missing} of {total} records unscored, left out and not counted as wrong")
+    scored = np.isfinite(paired.values).sum(axis=0)
+    if len(scored) and 0 < scored.max() < _FEW_ITEMS:
+        notes.append(f"{name}: only {scored.max()} items scored; read its intervals as rough")
+    if scored.any() and result.num_joined < scored.max():
+        notes.append(
+            f"{name}: {result.num_joined} of {len(paired.items)} items are scored by every checkpoint under every "
+            "protocol; deltas and gap use only items that pair"
+        )
+    notes += _seed_notes(paired, checkpoints)
+    notes += _cluster_notes(paired)
+    if len(result.floor):
+        where = " and ".join(PROTOCOL_NAMES[p] for p in result.floor)
+        notes.append(
+            f"{name}: floor, {checkpoints[0]} does not beat chance under {where}; kept out of averages"
+        )
+    return notes
+
+
+def _seed_notes(paired: Paired, checkpoints: Sequence[str]) -> list[str]:
+    by_cell = dict(zip(paired.cells, paired.seeds, strict=True))
+    notes = []
+    for (checkpoint, protocol), seeds in by_cell.items():
+        reference = by_cell[checkpoints[0], protocol]
+        if reference and seeds and seeds != reference:
+            notes.append(
+                f"{paired.task.name}: {checkpoint} was sampled with seeds {_listed(seeds)}, "
+                f"{checkpoints[0]} with {_listed(reference)}"
+            )
+    return notes
+
+
+def _cluster_notes(paired: Paired) -> list[str]:
+    name = paired.task.name
+    if paired.pooled:
+        return [
+            f"{name}: (nearly) all items share one {paired.task.cluster}; intervals treat items as independent"
+        ]
+    sizes = np.bincount(paired.codes)
+    clusters = effective_clusters(sizes)
+    if sizes.max() > 1 and clusters < _FEW_CLUSTERS:
+        return [f"{name}: {len(sizes)} clusters ({clusters:.1f} effective); read its intervals as rough"]
+    return []
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,108 @@
+"""One task's records as a table of items by (checkpoint, protocol)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from distill_eval.analysis.frame import named_score
+from distill_eval.analysis.intervals import effective_clusters
+from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
+from distill_eval.schema.tasks import TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Item scores of one task; cells are in the order checkpoint, then protocol of the task.
+
+    ``values`` [items, cells]: mean over the seeds that were scored, NaN where none was. ``chances``
+    likewise, NaN without a chance level. ``codes`` [items]: cluster number. ``seeds``, ``num_unscored``
+    and ``num_records`` hold one entry per cell. ``pooled``: the task names clusters, but all items share one.
+    """
+
+    task: TaskSpec
+    cells: tuple[tuple[str, str], ...]
+    items: tuple[str, ...]
+    values: np.ndarray
+    chances: np.ndarray
+    codes: np.ndarray
+    seeds: tuple[tuple[int, ...], ...]
+    num_unscored: tuple[int, ...]
+    num_records: tuple[int, ...]
+    pooled: bool = False
+
+    def column(self, checkpoint: str, protocol: str) -> np.ndarray:
+        return self.values[:, self.cells.index((checkpoint, protocol))]
+
+
+def task_protocols(task: TaskSpec) -> tuple[str, ...]:
+    """Return the protocols a task has, log-likelihood first."""
+    sides = ((LOGLIKELIHOOD, task.loglikelihood), (GENERATIVE, task.generative))
+    return tuple(protocol for protocol, spec in sides if spec is not None)
+
+
+def pair_items(
+    data: pd.DataFrame, task: TaskSpec, checkpoints: Sequence[str], score: str | None = None
+) -> Paired:
+    """Return a task's rows of a checked frame, joined on item keys across protocols and checkpoints.
+
+    ``score`` takes an entry of each record's ``scores`` in place of the headline score.
+    """
+    cells = tuple((c, p) for c in checkpoints for p in task_protocols(task))
+    rows = data[data["task"] == task.name]
+    if score is not None:
+        rows = rows.assign(score=[named_score(scores, score) for scores in rows["scores"]])
+    items, item_codes = np.unique(rows["item_key"].to_numpy(dtype=object), return_inverse=True)
+    values = np.full((len(items), len(cells)), np.nan)
+    chances = np.full_like(values, np.nan)
+    seeds, num_unscored, num_records = [], [], []
+    for number, (checkpoint, protocol) in enumerate(cells):
+        mask = ((rows["checkpoint"] == checkpoint) & (rows["protocol"] == protocol)).to_numpy(dtype=bool)
+        codes, scores = item_codes[mask], rows["score"].to_numpy()[mask]
+        values[:, number] = _item_means(codes, scores, len(items))
+        chances[:, number] = _item_means(codes, rows["chance"].to_numpy()[mask], len(items))
+        drawn = rows["seed"].to_numpy()[mask]
+        seeds.append(tuple(sorted({int(s) for s in drawn[~np.isnan(drawn)]})))
+        num_unscored.append(int(np.isnan(scores).sum()))
+        num_records.append(int(mask.sum()))
+    if isinstance(task.chance, int | float):
+        chances[np.isnan(chances)] = task.chance
+    codes, pooled = _cluster_codes(rows, item_codes, len(items), task)
+    return Paired(
+        task, cells, tuple(items), values, chances, codes,
+        tuple(seeds), tuple(num_unscored), tuple(num_records), pooled,
+    )  # fmt: skip
+
+
+def _item_means(codes: np.ndarray, values: np.ndarray, num_items: int) -> np.ndarray:
+    kept = ~np.isnan(values)
+    counts = np.bincount(codes[kept], minlength=num_items)
+    sums = np.bincount(codes[kept], weights=values[kept], minlength=num_items)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _cluster_codes(
+    rows: pd.DataFrame, item_codes: np.ndarray, num_items: int, task: TaskSpec
+) -> tuple[np.ndarray, bool]:
+    """Return each item's cluster number and whether clusters had to be given up.
+
+    An item that its log-likelihood record and its generation record put in different clusters goes with the
+    former. With fewer than two effective clusters nothing can be resampled: items count as independent.
+    """
+    alone = np.arange(num_items)
+    if task.cluster is None or not num_items:
+        return alone, False
+    names = np.full(num_items, None, dtype=object)
+    clusters = rows["cluster"].to_numpy(dtype=object)
+    order = np.argsort((rows["protocol"] == LOGLIKELIHOOD).to_numpy(dtype=bool), kind="stable")
+    for row in order:  # log-likelihood last, so that it wins
+        if clusters[row]:
+            names[item_codes[row]] = clusters[row]
+    # A missing cluster is one of its own; the leading letter keeps the two kinds of name apart.
+    keys = [f"c{name}" if name is not None else f"i{item}" for item, name in enumerate(names)]
+    codes = np.unique(np.array(keys), return_inverse=True)[1]
+    sizes = np.bincount(codes)
+    if num_items > 1 and sizes.max() > 1 and effective_clusters(sizes) < 2:
+        return alone, True
+    return codes, False

@@ -1,0 +1,223 @@
+"""Run folders: what a finished run leaves on disk, readable without any model.
+
+A folder holds ``records.parquet`` (one row a Record), ``results.json``, ``provenance.json``, whatever was
+rendered from them, and ``manifest.json`` with the SHA-256 of every file, written last: a folder without one
+is not a run. Equal inputs give byte-identical records and results; timings and dates are in provenance alone.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_eval.errors import OutputError, StoreError
+from distill_eval.schema.records import Record
+from distill_eval.schema.results import Results
+
+FORMAT = "distill-eval run"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+RECORDS = "records.parquet"
+RESULTS = "results.json"
+PROVENANCE = "provenance.json"
+JSON_FIELDS = ("scores", "metadata")  # dict fields, kept as JSON text with sorted keys
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` if need be and raise OutputError unless a run can be written there.
+
+    A folder that holds other things than a run is refused, so that nobody's files are mixed with ours.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [path.name for path in folder.iterdir()]
+        probe = folder / f".write-test-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except FileExistsError as error:
+        raise OutputError(
+            f"output folder {folder}: there is a file of that name; name another folder"
+        ) from error
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    ours = {MANIFEST, _staged(MANIFEST)}
+    if not ours.intersection(names) and any(not name.startswith(".") for name in names):
+        raise OutputError(
+            f"output folder {folder}: neither empty nor a run (no {MANIFEST}); name a new or empty folder"
+        )
+
+
+def write_run(
+    folder: Path,
+    *,
+    records: Sequence[Record],
+    results: Results,
+    provenance: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a run to ``folder``, replacing an earlier one only once everything new is on disk.
+
+    ``files``: further files by name, such as ``report.html``. Raises OutputError, the earlier run untouched,
+    when something cannot be written.
+    """
+    contents = {
+        RECORDS: records_to_parquet(records),
+        RESULTS: to_json(dataclasses.asdict(results)),
+        PROVENANCE: to_json(dict(provenance)),
+        **(files or {}),
+    }
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(contents.items())}
+    manifest = {"format": FORMAT, "version": FORMAT_VERSION, "files": digests}
+    contents[MANIFEST] = to_json(manifest)  # last in the dict: replaced last
+    staged = {name: folder / _staged(name) for name in contents}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, path in staged.items():
+            with path.open("wb") as file:
+                file.write(contents[name])
+                file.flush()
+                os.fsync(file.fileno())
+    except OSError as error:
+        for path in staged.values():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise _cannot_write(folder, error) from error
+    try:
+        for name, path in staged.items():
+            path.replace(folder / name)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def load_run(folder: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]]:
+    """Return (records, results, provenance) of a run folder; the latter two as ``write_run`` put them in
+    JSON.
+
+    Raises StoreError, naming the file, when the folder is no run or a file of it is missing or changed.
+    """
+    manifest = read_manifest(folder)
+    contents = {}
+    for name, digest in manifest.items():
+        try:
+            data = (folder / name).read_bytes()
+        except OSError as error:
+            raise StoreError(
+                f"run folder {folder}: {name} cannot be read ({(error.strerror or str(error)).lower()});"
+                " run the same command again to write it anew"
+            ) from error
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise StoreError(
+                f"run folder {folder}: {name} is not the file this run wrote (changed since, or the run was"
+                " interrupted while writing); run the same command again to write it anew"
+            )
+        contents[name] = data
+    try:
+        return (
+            records_from_parquet(contents[RECORDS]),
+            json.loads(contents[RESULTS]),
+            json.loads(contents[PROVENANCE]),
+        )
+    except KeyError as error:
+        raise StoreError(f"run folder {folder}: {MANIFEST} does not list {error.args[0]}") from error
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of the run in ``folder``, by name."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"run folder {folder}: no {MANIFEST}: not a run, or one that never finished"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"run folder {folder}: {MANIFEST} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise StoreError(f"run folder {folder}: {MANIFEST} is damaged: not JSON") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise StoreError(f"run folder {folder}: {MANIFEST} is another program's")
+    if manifest.get("version") != FORMAT_VERSION:
+        raise StoreError(
+            f"run folder {folder}: layout {manifest.get('version')} is not the one this version reads"
+            f" ({FORMAT_VERSION})"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+        raise StoreError(f"run folder {folder}: {MANIFEST} is damaged: its list of files is not one")
+    return files
+
+
+def records_to_parquet(records: Sequence[Record]) -> bytes:
+    """Return ``records`` as Parquet bytes: a column per field, ``scores`` and ``metadata`` as JSON text."""
+    import pyarrow
+    import pyarrow.parquet
+
+    text, integer, number = pyarrow.string(), pyarrow.int64(), pyarrow.float64()
+    special = {
+        "seed": integer,
+        "num_prompt_tokens": integer,
+        "num_output_tokens": integer,
+        "score": number,
+        "chance": number,
+        "choice_logprobs": pyarrow.list_(number),
+    }
+    names = [field.name for field in dataclasses.fields(Record)]
+    columns = {}
+    for name in names:
+        values = [getattr(record, name) for record in records]
+        if name in JSON_FIELDS:
+            values = [json.dumps(value, sort_keys=True) for value in values]
+        columns[name] = pyarrow.array(values, type=special.get(name, text))
+    table = pyarrow.table(columns)
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def records_from_parquet(data: bytes) -> list[Record]:
+    """Undo ``records_to_parquet``."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
+    for row in rows:
+        row["choice_logprobs"] = tuple(row["choice_logprobs"])
+        for name in JSON_FIELDS:
+            row[name] = json.loads(row[name])
+    return [Record(**row) for row in rows]
+
+
+def to_json(value: Any) -> bytes:
+    """Return ``value`` as indented JSON; numbers that JSON cannot hold (NaN, infinity) become null."""
+    return (json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, set | frozenset):
+        return sorted(_plain(inner) for inner in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
+
+
+def _staged(name: str) -> str:
+    return f".{name}.new"
+
+
+def _cannot_write(folder: Path, error: OSError) -> OutputError:
+    reason = (error.strerror or str(error)).lower()
+    return OutputError(f"output folder {folder}: cannot be written to ({reason}); nothing there was changed")
