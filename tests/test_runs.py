@@ -86,7 +86,9 @@ def test_equal_inputs_give_equal_bytes(tmp_path: Path):
     write(tmp_path / "b", provenance={"seconds": 99.0})
     for name in ("records.parquet", "results.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert (tmp_path / "a" / "provenance.json").read_bytes() != (tmp_path / "b" / "provenance.json").read_bytes()
+    assert (tmp_path / "a" / "provenance.json").read_bytes() != (
+        tmp_path / "b" / "provenance.json"
+    ).read_bytes()
 
 
 def test_records_are_plain_columns_for_pandas(tmp_path: Path):

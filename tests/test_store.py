@@ -102,7 +102,15 @@ for batch in range(first, first + batches):
 
 
 def start_writer(path: Path, first: int, batches: int) -> subprocess.Popen:
-    arguments = [sys.executable, "-c", WRITER, str(path), str(first), str(Path(__file__).parent), str(batches)]
+    arguments = [
+        sys.executable,
+        "-c",
+        WRITER,
+        str(path),
+        str(first),
+        str(Path(__file__).parent),
+        str(batches),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -226,7 +234,10 @@ def test_rows_cannot_be_swapped(tmp_path: Path):
     store.put_many(pairs)
     store.close()
     db = sqlite3.connect(path)
-    db.execute("UPDATE responses SET (value, checksum) = (SELECT value, checksum FROM responses WHERE key = ?)", (key_a,))
+    db.execute(
+        "UPDATE responses SET (value, checksum) = (SELECT value, checksum FROM responses WHERE key = ?)",
+        (key_a,),
+    )
     db.commit()
     db.close()
     store = ResponseStore(path)

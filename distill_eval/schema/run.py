@@ -1,6 +1,6 @@
 """What a run was asked to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill_eval.schema.requests import Sampling
@@ -17,7 +17,7 @@ class RunOptions:
     limit: int | None = None
     limit_seed: int = 0
     seeds: tuple[int, ...] = (42,)
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     max_new_tokens: int = 1024
     apply_chat_template: bool = False
     system_prompt: str | None = None

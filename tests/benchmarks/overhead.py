@@ -31,10 +31,12 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict:
+    model = arguments.checkpoint
     command = [
-        sys.executable, "-m", "distill_eval.cli.main", "compare", f"a={arguments.checkpoint}", f"b={arguments.checkpoint}",
-        "--tasks", arguments.tasks, "--limit", arguments.limit, "--greedy", "--max-new-tokens", arguments.max_new_tokens,
-        "--dtype", "bfloat16", "--cache-dir", folder / "cache", "--out", folder / "run", "--json",
+        sys.executable, "-m", "distill_eval.cli.main", "compare", f"a={model}", f"b={model}",
+        "--tasks", arguments.tasks, "--limit", arguments.limit,
+        "--greedy", "--max-new-tokens", arguments.max_new_tokens, "--dtype", "bfloat16",
+        "--cache-dir", folder / "cache", "--out", folder / "run", "--json",
     ]  # fmt: skip
     start = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)

@@ -324,8 +324,8 @@ def test_full_disk(world: dict[str, Path], command: Callable, tmp_path: Path) ->
     if mounted.returncode:
         pytest.skip("this machine does not let root mount a tmpfs")
     try:
-        result = command("compare", world["teacher"], world["student"], "--tasks", "tiny", "--tasks-dir", world["tasks"],
-                         "--out", disk / "out", "--cache-dir", world["cache"], "--greedy", "--json")  # fmt: skip
+        result = command("compare", world["teacher"], world["student"], "--tasks", "tiny",
+                         "--tasks-dir", world["tasks"], "--out", disk / "out", "--greedy", "--json")  # fmt: skip
     finally:
         subprocess.run(["umount", disk], check=True)
     assert result.code == 2, result.err
