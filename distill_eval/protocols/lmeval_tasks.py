@@ -1,11 +1,10 @@
-"""lm-eval's tasks over our data: find a task's file, load its rows, build it, refuse what cannot be scored."""
+"""lm-eval's tasks over our data: find a task's file, build it, refuse what cannot be scored."""
 
 import functools
 import logging
 import random
 import re
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,19 @@ import lm_eval.api.task
 import lm_eval.tasks
 import lm_eval.utils
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from distill_eval.data import dataset_location, split_files
+from distill_eval import generators
 from distill_eval.errors import DataError, TaskError, did_you_mean
-from distill_eval.generators import load_questions
+from distill_eval.protocols.lmeval_data import (
+    config_note,
+    decoded_rows,
+    load_dataset,
+    one_line,
+    prepare,
+    task_source,
+    unreadable,
+)
 from distill_eval.schema.tasks import LoglikelihoodSpec, TaskSpec
 
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
@@ -64,7 +69,7 @@ def quiet_engine() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     lm_eval.api.task.tqdm = functools.partial(tqdm, disable=True)
-    environment.from_string = functools.lru_cache(maxsize=256)(environment.from_string)
+    vars(environment)["from_string"] = functools.lru_cache(maxsize=256)(environment.from_string)
     try:
         yield
     finally:
@@ -89,7 +94,7 @@ def _engine_seeds() -> Iterator[None]:
 
 
 def task_file(name: str) -> Path:
-    """Return the YAML file of an lm-eval task without building lm-eval's index (7 s); TaskError if there is none."""
+    """Return an lm-eval task's YAML file without the 7 s of lm-eval's index; TaskError if there is none."""
     root = Path(lm_eval.tasks.__file__).parent
     families = [path for path in sorted(root.iterdir()) if path.is_dir() and name.startswith(path.name)]
     near: list[str] = []
@@ -133,27 +138,28 @@ def _build(name: str, task: TaskSpec, data_dir: Path | None) -> BuiltTask:
     try:
         path = task_file(name)
     except TaskError as error:
-        raise TaskError(f"task '{task.name}': {error} ({_where(task)})") from None
+        raise TaskError(f"task '{task.name}': {error} ({task_source(task)})") from None
     config = {**load_yaml(path, resolve_func=True), **spec.options.get("config", {})}
     dataset_id = spec.dataset or config["dataset_path"]
     if config.get("output_type") not in OUTPUT_TYPES:
         raise TaskError(
-            f"task '{task.name}': lm-eval's '{name}' has output_type {config.get('output_type')}; the log-likelihood "
-            f"protocol runs {', '.join(OUTPUT_TYPES)} ({_where(task)})"
+            f"task '{task.name}': lm-eval's '{name}' has output_type {config.get('output_type')}; the "
+            f"log-likelihood protocol runs {', '.join(OUTPUT_TYPES)} ({task_source(task)})"
         )
     if config.get("num_fewshot") == 0 and spec.num_fewshot:
         raise TaskError(
-            f"task '{task.name}': lm-eval's '{name}' fixes num_fewshot at 0, got {spec.num_fewshot} ({_where(task)})"
+            f"task '{task.name}': lm-eval's '{name}' fixes num_fewshot at 0, got {spec.num_fewshot} "
+            f"({task_source(task)})"
         )
-    split = config.get("test_split") or config.get("validation_split")
-    dataset = _load_dataset(dataset_id, config, split, task, data_dir)
-    where = f"task '{task.name}': dataset '{dataset_id}'{_config_name(config)}, split '{split}'"
+    split = _evaluated_split(config)
+    dataset = load_dataset(dataset_id, config, split, task, data_dir)
+    where = f"task '{task.name}': dataset '{dataset_id}'{config_note(config)}, split '{split}'"
     for key in ("training_split", "validation_split", "fewshot_split"):
         # lm-eval looks these up when it builds a task, shots or not.
         if config.get(key) not in dataset or (key == "fewshot_split" and not spec.num_fewshot):
             config[key] = None
     _refuse_own_shots(config, split, dataset, task, name)
-    prepared = _prepare(config.get("process_docs"), dataset[split], where)
+    prepared = prepare(config.get("process_docs"), dataset[split], where)
     given: Mapping[str, Any] = dataset
     if not spec.num_fewshot:
         # lm-eval would prepare the rows again wherever it looks at them, and read them all as possible shots.
@@ -165,6 +171,10 @@ def _build(name: str, task: TaskSpec, data_dir: Path | None) -> BuiltTask:
     return _checked(_construct(config, where), config, dataset[split], prepared, where)
 
 
+def _evaluated_split(config: Mapping[str, Any]) -> str:
+    return config.get("test_split") or config["validation_split"]
+
+
 def _with_metrics(config: Mapping[str, Any], spec: LoglikelihoodSpec) -> list[dict[str, Any]] | None:
     """Ask lm-eval for the accuracies a task file lists beyond those of lm-eval's own file."""
     given = config.get("metric_list")
@@ -174,51 +184,27 @@ def _with_metrics(config: Mapping[str, Any], spec: LoglikelihoodSpec) -> list[di
     return [*given, *(_metric(name) for name in spec.metrics if name in ACCURACIES and name not in known)]
 
 
-def _prepare(process: Callable[[Any], Any] | None, rows: datasets.Dataset, where: str) -> Any:
-    """Run a task's own preparation of its rows; when it fails, find the first row it fails on by bisection."""
-    if process is None:
-        return rows
-    try:
-        return process(rows)
-    except Exception as error:  # any function of any lm-eval task runs here
-        low, high, cause = 0, len(rows), error
-        while high - low > 1:
-            middle = (low + high) // 2
-            try:
-                process(rows.select(range(low, middle)))
-                low = middle
-            except Exception as earlier:
-                high, cause = middle, earlier
-        raise DataError(f"{where}, row {low}: {_unreadable(cause)}") from error
-
-
 def _construct(config: dict[str, Any], where: str) -> Any:
     try:
         (engine,) = lm_eval.tasks.TaskManager(include_defaults=False).load([config])["tasks"].values()
     except Exception as error:  # lm-eval tries a task's templates and functions on its first row
-        raise DataError(f"{where}, row 0: {_unreadable(error)}") from error
+        raise DataError(f"{where}, row 0: {unreadable(error)}") from error
     return engine
 
 
 def _checked(engine: Any, config: dict[str, Any], raw: Any, prepared: Any, where: str) -> BuiltTask:
-    docs = _rows(prepared)
+    docs = decoded_rows(prepared)
     for row, doc in enumerate(docs):
         problem = _gold_problem(engine, doc)
         if problem:
             raise DataError(f"{where}, row {row}: {problem}; every row needs a gold answer")
     # From here on lm-eval reads prepared rows from memory: it goes through all of them twice a run, and
     # would decode and prepare them each time. Shots lie in its sampler by now.
-    split = config.get("test_split") or config.get("validation_split")
+    split = _evaluated_split(config)
     engine.dataset, engine.config.process_docs = {split: docs}, None
     # Rows that were filtered or multiplied on the way no longer match one to one.
-    rows = docs if raw is prepared or len(raw) != len(docs) else _rows(raw)
+    rows = docs if raw is prepared or len(raw) != len(docs) else decoded_rows(raw)
     return BuiltTask(config["task"], config.get("dataset_name"), engine, rows, docs)
-
-
-def _rows(dataset: datasets.Dataset) -> list[dict[str, Any]]:
-    """Decode all rows by column, which takes a tenth of the time of decoding them one by one."""
-    columns = dataset[:]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _gold_problem(engine: Any, doc: Mapping[str, Any]) -> str:
@@ -233,57 +219,7 @@ def _gold_problem(engine: Any, doc: Mapping[str, Any]) -> str:
             "" if gold_indices(engine, doc, choices) else f"no gold answer among its {len(choices)} choices"
         )
     except Exception as error:  # templates and functions of any lm-eval task run here
-        return f"lm-eval finds none ({_one_line(error)})"
-
-
-def _load_dataset(
-    dataset_id: str, config: dict[str, Any], split: str, task: TaskSpec, data_dir: Path | None
-) -> Mapping[str, datasets.Dataset]:
-    spec, name = _spec(task), config.get("dataset_name")
-    path = dataset_location(
-        dataset_id, data_dir, task=task.name, config=name, split=split, revision=spec.revision
-    )
-    local = Path(path).is_dir()
-    arguments = {k: v for k, v in (config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
-    try:
-        dataset = _read_parquet(Path(path), name) if local and not arguments else None
-        if dataset is None:
-            dataset = datasets.load_dataset(
-                path, name, revision=None if local else spec.revision, **arguments
-            )
-    except (
-        Exception
-    ) as error:  # the hub, the disk, the file format and the folder's own front matter all fail here
-        raise DataError(
-            f"task '{task.name}': cannot load dataset '{dataset_id}'{_config_name(config)} from "
-            f"{path if local else 'the hub'} ({_one_line(error)})"
-        ) from error
-    if split not in dataset:
-        raise DataError(
-            f"task '{task.name}': dataset '{dataset_id}'{_config_name(config)} has no split '{split}'"
-            f"{did_you_mean(split, map(str, dataset))}"
-        )
-    if not len(dataset[split]):
-        raise DataError(
-            f"task '{task.name}': dataset '{dataset_id}'{_config_name(config)}, split '{split}' is empty"
-        )
-    return dataset
-
-
-def _read_parquet(folder: Path, config: str | None) -> dict[str, datasets.Dataset] | None:
-    """Read a mirror's folder past the cache of ``datasets``, which goes by folder name and README, not content.
-
-    None when the folder holds other kinds of files.
-    """
-    found = {}
-    for split, patterns in (split_files(folder, config) or {}).items():
-        paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
-        if not paths or any(path.suffix != ".parquet" for path in paths):
-            return None
-        tables = [pyarrow.parquet.ParquetFile(path).read() for path in paths]
-        # A fingerprint of our own: computing one costs more than reading, and nothing of this is cached.
-        found[split] = datasets.Dataset(pyarrow.concat_tables(tables), fingerprint=uuid.uuid4().hex)
-    return found or None
+        return f"lm-eval finds none ({one_line(error)})"
 
 
 def _refuse_own_shots(
@@ -300,22 +236,23 @@ def _refuse_own_shots(
     source = source or config.get("training_split") or config.get("validation_split") or split
     if source == split:
         raise TaskError(
-            f"task '{task.name}': the {shots} shots of lm-eval's '{name}' would come from the evaluated split "
-            f"'{split}', as its data has {', '.join(map(str, dataset))} only; set num_fewshot: 0 ({_where(task)})"
+            f"task '{task.name}': the {shots} shots of lm-eval's '{name}' would come from the evaluated "
+            f"split '{split}', as its data has {', '.join(map(str, dataset))} only; set num_fewshot: 0 "
+            f"({task_source(task)})"
         )
 
 
 def _build_own(task: TaskSpec) -> BuiltTask:
     """Build an lm-eval task over items of this project's or the user's own (``task.items``)."""
     spec = _spec(task)
-    rows = list(load_questions(task.items or "", task.source_file))
+    rows = list(generators.load_questions(task.items or "", task.source_file))
     where = f"task '{task.name}': items '{task.items}'"
     if not rows:
         raise DataError(f"{where}: there are none")
     if spec.num_fewshot:
         raise TaskError(
             f"task '{task.name}': own items have one split, so num_fewshot must be 0, got {spec.num_fewshot} "
-            f"({_where(task)})"
+            f"({task_source(task)})"
         )
     with_options = {bool(row["options"]) for row in rows}
     if len(with_options) > 1:
@@ -374,20 +311,3 @@ def _metric(name: str) -> dict[str, Any]:
     # lm-eval's own aggregate functions; the numbers that count are computed from records.
     aggregation = "perplexity" if name == "perplexity" else "mean"
     return {"metric": name, "aggregation": aggregation, "higher_is_better": name != "perplexity"}
-
-
-def _config_name(config: Mapping[str, Any]) -> str:
-    return f" ({config['dataset_name']})" if config.get("dataset_name") else ""
-
-
-def _where(task: TaskSpec) -> str:
-    return task.source_file or f"tasks/{task.name}.yaml"
-
-
-def _unreadable(error: BaseException) -> str:
-    return f"lm-eval cannot read it ({_one_line(error)}); every row needs a gold answer and the fields lm-eval uses"
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
