@@ -128,7 +128,12 @@ def run_checkpoint(
                     with _timed(run.seconds, f"{GENERATIVE}/{plan.task.name}"):
                         client.generate(
                             generative.build_requests(
-                                plan.generative, plan.selected, tokenizer, options, seed
+                                plan.generative,
+                                plan.selected,
+                                tokenizer,
+                                options,
+                                seed,
+                                max_length=client.max_length,
                             ),
                             label=plan.task.name,
                         )

@@ -198,18 +198,21 @@ def _place(task: TaskSpec, adapter: Any, data_dir: Path | None) -> None:
 
 
 def _load(task: TaskSpec, adapter: Any, data_dir: Path | None) -> None:
+    from datasets.exceptions import DatasetsError
+
     spec = _spec(task)
     try:
         adapter.load_dataset()
     except (DataError, TaskError):
         raise
-    except (OSError, ValueError, AssertionError) as error:
-        # Unreachable, an unknown split or config, or fewer rows to draw examples from than were asked for.
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, ValueError, AssertionError, DatasetsError) as error:
+        # Unreachable, damaged, an unknown split or config, or fewer rows to draw examples from than wanted.
         if data_dir is None and isinstance(error, OSError):
             raise missing_dataset(spec.dataset, data_dir, task=task.name) from error
+        said = str(error.__cause__ or error).strip() or type(error).__name__
         raise DataError(
-            f"task '{task.name}': dataset '{spec.dataset}' cannot be used: {said} ({task.source_file})"
+            f"task '{task.name}': dataset '{spec.dataset}' cannot be used: {said.splitlines()[0]} "
+            f"({task.source_file})"
         ) from error
 
 

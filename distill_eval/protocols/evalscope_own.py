@@ -8,7 +8,6 @@ from typing import Any
 
 from distill_eval import generators, items
 from distill_eval.errors import TaskError
-
 from distill_eval.items import Item
 from distill_eval.protocols.evalscope_data import ITEM_KEY, Benchmark, collect_samples
 from distill_eval.protocols.evalscope_engine import quiet_evalscope, registered, task_config

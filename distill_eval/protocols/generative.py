@@ -7,7 +7,7 @@ EvalScope runs for real, with a model that only looks answers up, and its review
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,15 @@ NO_TEMPLATE = "none: messages joined by blank lines"
 class LoadedGenerative:
     """A task's items and chats.
 
-    ``timings``: seconds spent in EvalScope: ``engine_start`` (import), ``load`` (data), ``scorer`` (in all).
+    ``timings`` (seconds): ``import`` and ``build`` are EvalScope's start-up and data; ``prompts`` the chat
+    template and tokenising, ``scorer`` EvalScope's run over the answers, both summed over calls.
     """
 
     task: TaskSpec
     items: tuple[Item, ...]
     benchmark: Benchmark
     chats: dict[str, Messages]
-    timings: dict[str, float] = field(default_factory=dict)
+    timings: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ def load(task: TaskSpec, data_dir: Path | None) -> LoadedGenerative:
     import_evalscope()
     started = time.perf_counter()
     benchmark = load_own_items(task) if task.items else load_benchmark(task, data_dir)
-    timings = {"engine_start": started - start, "load": time.perf_counter() - started, "scorer": 0.0}
+    built = time.perf_counter()
+    timings = {"import": started - start, "build": built - started, "prompts": 0.0, "scorer": 0.0}
     chats = {
         sample.metadata["item_key"]: plain_messages(sample)
         for part in benchmark.samples.values()
@@ -122,7 +124,7 @@ def score(
     method = _code_method(loaded.task, options) if _spec(loaded.task).runs_code else None
     start = time.perf_counter()
     reviews = score_answers(loaded.benchmark, answers, method) if answers else {}
-    loaded.timings["scorer"] = loaded.timings.get("scorer", 0.0) + time.perf_counter() - start
+    loaded.timings["scorer"] += time.perf_counter() - start
     records = []
     for key, prompt, response in zip(chosen, prompts, responses, strict=True):
         item, review = loaded.benchmark.items[key], reviews[key]
@@ -183,6 +185,7 @@ def _prompts(
 ) -> list[Prompt]:
     if not keys:
         return []
+    start = time.perf_counter()
     template, notes = _template(tokenizer, options)
     chats = [_with_system(loaded.chats[key], options) for key in keys]
     if template is None:
@@ -192,10 +195,12 @@ def _prompts(
     # A template writes its own special tokens; plain text gets those the tokenizer adds.
     token_ids = tokenizer(texts, add_special_tokens=template is None)["input_ids"]
     wanted = loaded.task.max_new_tokens or options.max_new_tokens
-    return [
+    prompts = [
         _fitted(text, tuple(ids), wanted, max_length, notes)
         for text, ids in zip(texts, token_ids, strict=True)
     ]
+    loaded.timings["prompts"] += time.perf_counter() - start
+    return prompts
 
 
 def _template(tokenizer: Any, options: RunOptions) -> tuple[str | None, dict[str, str]]:
