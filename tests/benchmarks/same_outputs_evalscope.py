@@ -1,6 +1,6 @@
 """Do our batches and EvalScope's own local backend say the same, and score the same?
 
-    python -m tests.benchmarks.same_outputs_evalscope CHECKPOINT --items 50 --out reports/benchmarks/same_outputs_evalscope.json
+    python -m tests.benchmarks.same_outputs_evalscope CHECKPOINT --items 50 --out FILE.json
 
 For each task the same items go twice through EvalScope, greedy, in fp32: once through this project (our client and
 backend, EvalScope's scorer), once through EvalScope's local backend (``llm_ckpt``, batch size 1, so that its
