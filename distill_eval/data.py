@@ -4,6 +4,7 @@ A mirror holds one folder per data set, named by its id, with data files and a R
 configs and splits (``distill-eval prefetch`` writes one; a plain copy of a hub repository is one too).
 """
 
+import functools
 import json
 import os
 import sys
@@ -127,13 +128,14 @@ def folder_configs(folder: Path | str) -> tuple[str, ...]:
 
 def folder_splits(folder: Path | str, config: str | None) -> tuple[str, ...]:
     """Return the splits of one config (None: the default one); DataError when there is no such config."""
-    files = _split_files(Path(folder), config)
+    files = split_files(Path(folder), config)
     if files is None:
         raise DataError(f"dataset folder {folder} has no config '{config}'")
     return tuple(files)
 
 
-def _split_files(folder: Path, config: str | None) -> dict[str, list[str]] | None:
+def split_files(folder: Path, config: str | None) -> dict[str, list[str]] | None:
+    """Return split -> file patterns of one config (None: the default one); None without such a config."""
     configs = _configs(folder)
     if config is None:
         defaults = [name for name, entry in configs.items() if entry.get("default")] or ["default"]
@@ -151,13 +153,13 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _what_lacks(folder: Path, config: str | None, split: str | None) -> str:
-    files = _split_files(folder, config)
+    files = split_files(folder, config)
     if files is None:
         return "it has no such config"
     if split is not None and split not in files:
         return f"it has {', '.join(sorted(files))}" if files else "it has no split"
     wanted = [pattern for name, patterns in files.items() if split in (None, name) for pattern in patterns]
-    lost = [pattern for pattern in wanted if not _any_file(folder, pattern)]
+    lost = [pattern for pattern in wanted if not matching_files(folder, pattern)]
     return f"its file {lost[0]} is missing" if lost else ""
 
 
@@ -177,8 +179,12 @@ def _guessed_configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _front_matter(folder: Path) -> dict[str, Any]:
     readme = folder / "README.md"
-    if not readme.is_file():
-        return {}
+    return _parsed_front_matter(readme, readme.stat().st_mtime_ns) if readme.is_file() else {}
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed_front_matter(readme: Path, _stamp: int) -> dict[str, Any]:
+    # Kept, because a benchmark of 57 subjects asks 57 times for the same long list.
     text = readme.read_text(encoding="utf-8")
     parts = text.split("---\n", 2)
     if not text.startswith("---\n") or len(parts) < 3:
@@ -203,10 +209,11 @@ def _by_split(data_files: Any) -> dict[str, list[str]]:
     return found
 
 
-def _any_file(folder: Path, pattern: str) -> bool:
-    if Path(pattern).is_absolute():
-        return Path(pattern).is_file()
-    return (folder / pattern).is_file() or any(path.is_file() for path in folder.glob(pattern))
+def matching_files(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a data set folder that one path or pattern of its README means, sorted."""
+    if (folder / pattern).is_file():  # an absolute pattern stays what it is
+        return [folder / pattern]
+    return [] if Path(pattern).is_absolute() else sorted(p for p in folder.glob(pattern) if p.is_file())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

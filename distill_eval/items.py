@@ -53,9 +53,11 @@ def identify(
 
 
 def is_kept(row: Mapping[str, Any], spec: LoglikelihoodSpec | GenerativeSpec, task: TaskSpec) -> bool:
-    """Say whether the task uses this raw row: the fields in ``options.keep`` have the values given there."""
-    wanted = spec.options.get("keep", {})
-    return all(_field(row, path, task) == value for path, value in wanted.items())
+    """Say whether the task uses this raw row: each field in ``options.keep`` has that value (or one of)."""
+    wanted = spec.options.get("keep", {}).items()
+    return all(
+        _field(row, path, task) in (value if isinstance(value, list) else [value]) for path, value in wanted
+    )
 
 
 def select_keys(pool: Iterable[str], limit: int | None, seed: int) -> frozenset[str]:

@@ -90,6 +90,9 @@ def test_rows_left_out():
     assert is_kept({"error_type": "ok"}, spec, TASK)
     assert not is_kept({"error_type": "wrong_groundtruth"}, spec, TASK)
     assert is_kept({}, replace(spec, options={}), TASK)
+    assert is_kept(
+        {"error_type": "ok"}, replace(spec, options={"keep": {"error_type": ["ok", "fine"]}}), TASK
+    )
     with pytest.raises(DataError, match="no field 'error_type'"):
         is_kept({}, spec, TASK)
 

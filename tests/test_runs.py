@@ -73,7 +73,9 @@ def test_round_trip(tmp_path: Path):
         "provenance.json",
         "report.html",
     }
-    assert sorted(os.listdir(tmp_path / "run")) == sorted([*read_manifest(tmp_path / "run"), "manifest.json"])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
+        [*read_manifest(tmp_path / "run"), "manifest.json"]
+    )
 
 
 def test_no_records_at_all(tmp_path: Path):

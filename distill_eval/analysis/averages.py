@@ -24,14 +24,17 @@ class Row:
 
 
 def averages(rows: Sequence[Row], checkpoints: tuple[str, ...]) -> tuple[Average, ...]:
-    """Return the average over tasks with both protocols and, where it covers other tasks, that of all generation."""
+    """Return the averages that a table has: over both protocols, and over all generation where that differs.
+
+    The former is there whenever a task has both protocols, if only to say why none entered (no cells then).
+    """
     both = _average(BOTH_PROTOCOLS, PROTOCOLS, rows, checkpoints)
     generation = _average(GENERATION_ALL, (GENERATIVE,), rows, checkpoints)
-    found = [both] if both.tasks else []
+    found = []
+    if any(len(task_protocols(row.task)) == len(PROTOCOLS) for row in rows):
+        found.append(both)
     if generation.tasks and generation.tasks != both.tasks:
         found.append(generation)
-    if not found and any(set(task_protocols(row.task)) == set(PROTOCOLS) for row in rows):
-        found.append(both)  # empty, but its reasons are what the reader needs
     return tuple(found)
 
 

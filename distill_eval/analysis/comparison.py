@@ -39,8 +39,8 @@ def compare_records(
     """Compare checkpoints under both protocols; ``checkpoints[0]`` is the reference.
 
     ``frame``: what ``records_frame`` returns, or any DataFrame with its columns ``checkpoint, task, protocol,
-    item_key, score`` (and ``seed, chance, cluster, fingerprint, scores`` where they matter). ``seed`` sets the
-    resampling. Accuracies, deltas and gaps are fractions; intervals are 95%. Raises OptionError without a
+    item_key, score`` (and ``seed, chance, cluster, fingerprint, scores`` where they matter). ``seed`` sets
+    the resampling. Accuracies, deltas and gaps are fractions; intervals are 95%. Raises OptionError without a
     checkpoint or for a repeated one, DataError for records that cannot be compared.
     """
     checkpoints = tuple(checkpoints)
@@ -98,7 +98,10 @@ def _compare_task(
 def _measure_all(
     paired: Paired, checkpoints: tuple[str, ...], units: dict[str, str], rng: np.random.Generator
 ) -> dict[tuple[str, ...], Measured | None]:
-    """Return cells, deltas and gaps by (checkpoint, protocol), (candidate, protocol, "delta"), (candidate, "gap")."""
+    """Return what was measured.
+
+    Cells by (checkpoint, protocol), deltas by (candidate, protocol, "delta"), gaps by (candidate, "gap").
+    """
     columns, limits = {}, {}
     worse_is_higher = paired.task.direction == "lower"
     for protocol, unit in units.items():

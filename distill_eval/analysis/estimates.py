@@ -26,9 +26,10 @@ from distill_eval.schema.results import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """An estimate with what an average over tasks needs of it: centred replicates, their df and the rare-event arm.
+    """An estimate with what an average over tasks needs of it.
 
-    ``deviations`` [resamples]: replicate minus value, scaled to unbiased variance.
+    ``deviations`` [resamples]: replicate minus value, scaled to unbiased variance; ``df``: their degrees of
+    freedom; ``arm``: the guard against rare events; ``limits``: what the value cannot leave.
     """
 
     estimate: Estimate

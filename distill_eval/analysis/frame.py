@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ _NUMBERS = {
     "num_prompt_tokens": "int64",
     "num_output_tokens": "int64",
 }
+_IDENTITY = ("task", "item_key", "checkpoint", "protocol", "seed")
 _REQUIRED = ("checkpoint", "task", "protocol", "item_key", "score")
 _OPTIONAL = {"fingerprint": "", "cluster": "", "seed": None, "chance": None, "scores": None}
 
@@ -50,6 +52,7 @@ def checked_frame(frame: pd.DataFrame, checkpoints: Sequence[str]) -> pd.DataFra
     missing = [name for name in _REQUIRED if name not in frame.columns]
     if missing and len(frame):
         raise DataError(f"records lack the column {missing[0]!r}{did_you_mean(missing[0], frame.columns)}")
+    frame = frame.reset_index(drop=True)
     data = pd.DataFrame({name: frame[name] for name in _REQUIRED if name in frame.columns})
     for name in missing:
         data[name] = None
@@ -59,16 +62,14 @@ def checked_frame(frame: pd.DataFrame, checkpoints: Sequence[str]) -> pd.DataFra
         data[name] = data[name].astype("string").fillna("").astype(object)
     for name in ("score", "chance", "seed"):
         try:
-            data[name] = pd.to_numeric(data[name]).astype("Float64").to_numpy("float64", na_value=np.nan)
+            data[name] = _numbers(data[name])
         except (ValueError, TypeError) as error:
             raise DataError(f"records: column {name!r} must hold numbers or nothing: {error}") from None
-    data = data[data["checkpoint"].isin(list(checkpoints))]
+    data = data.loc[data["checkpoint"].isin(list(checkpoints))]
     _refuse_unknown_protocol(data)
     _refuse_mixed_checkpoints(data)
     # Stable sorting by what identifies a record: the result cannot depend on the order of the rows.
-    data = data.sort_values(
-        ["task", "item_key", "checkpoint", "protocol", "seed"], kind="stable", ignore_index=True
-    )
+    data = data.sort_values(list(_IDENTITY), kind="stable", ignore_index=True)
     _refuse_duplicates(data)
     return data
 
@@ -83,6 +84,10 @@ def named_score(scores: object, name: str) -> float:
     return np.nan if value is None else float(value)
 
 
+def _numbers(column: Any) -> np.ndarray:
+    return pd.Series(pd.to_numeric(column)).astype("Float64").to_numpy("float64", na_value=np.nan)
+
+
 def _refuse_unknown_protocol(data: pd.DataFrame) -> None:
     for protocol in data["protocol"].unique():
         if protocol not in PROTOCOLS:
@@ -90,7 +95,7 @@ def _refuse_unknown_protocol(data: pd.DataFrame) -> None:
 
 
 def _refuse_mixed_checkpoints(data: pd.DataFrame) -> None:
-    known = data[data["fingerprint"] != ""]
+    known = data.loc[data["fingerprint"] != ""]
     for label, prints in known.groupby("checkpoint")["fingerprint"].unique().items():
         if len(prints) > 1:
             raise DataError(
@@ -100,10 +105,9 @@ def _refuse_mixed_checkpoints(data: pd.DataFrame) -> None:
 
 
 def _refuse_duplicates(data: pd.DataFrame) -> None:
-    identity = ["task", "item_key", "checkpoint", "protocol", "seed"]
-    twice = data.duplicated(identity)
-    if twice.any():
-        row = data[twice].iloc[0]
+    twice = np.flatnonzero(data.duplicated(list(_IDENTITY)))
+    if twice.size:
+        row = data.iloc[twice[0]]
         seed = "" if np.isnan(row["seed"]) else f", seed {int(row['seed'])}"
         raise DataError(
             f"task {row['task']!r}: item {row['item_key']!r} appears twice for checkpoint "

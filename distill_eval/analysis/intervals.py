@@ -4,25 +4,26 @@ Which interval is used where was chosen by simulated coverage (tests/analysis/te
 
 - One proportion, one draw an item, no clusters: Wilson's score interval (statsmodels).
 - A paired difference of proportions, one draw an item, no clusters: Tango's score interval (1998).
-- Everything else: a bootstrap over clusters (items, where there are none). Percentile bootstrap intervals are
-  too narrow for few clusters, so their arms are stretched by ``variance_factor`` and
-  ``t_factor`` (the idea of Hesterberg 2015's expanded percentile interval), and an arm is never shorter than ``rare_event_arm``: a bootstrap cannot
-  see the rare items that a small sample happens to lack.
+- Everything else: a bootstrap over clusters (items, where there are none). Percentile intervals are too
+  narrow for few clusters, so their arms are stretched by ``variance_factor`` and ``t_factor`` (the idea of
+  Hesterberg 2015's expanded percentile interval), and an arm is never shorter than ``rare_event_arm``: a
+  bootstrap cannot see the rare items that a small sample happens to lack.
 """
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm, t
+from scipy.optimize import root_scalar
+from scipy.special import ndtri, stdtrit
 from statsmodels.stats.proportion import proportion_confint
 
 CONFIDENCE = 0.95
-_Z = float(norm.ppf(0.5 + CONFIDENCE / 2))
+_Z = float(ndtri(0.5 + CONFIDENCE / 2))
 _FEW_EVENTS = 5
 
 
-def wilson(num_right: float, num_items: int) -> tuple[float, float]:
+def wilson(num_right: float, num_items: float) -> tuple[float, float]:
     """Return Wilson's score interval for a proportion."""
-    low, high = proportion_confint(num_right, num_items, alpha=1 - CONFIDENCE, method="wilson")
+    limits = proportion_confint(num_right, num_items, alpha=1 - CONFIDENCE, method="wilson")
+    low, high = np.asarray(limits, dtype=float)
     return float(low), float(high)
 
 
@@ -44,18 +45,21 @@ def tango(num_gained: int, num_lost: int, num_items: int) -> tuple[float, float]
             return np.inf * np.sign(difference) if difference else 0.0
         return difference / np.sqrt(variance)
 
+    def crossing(level: float, start: float, end: float) -> float:
+        return root_scalar(lambda delta: statistic(delta) - level, bracket=(start, end)).root
+
     estimate = (num_gained - num_lost) / num_items
     low = high = estimate
     edge = 1 - 1e-12
     if estimate > -edge:
-        low = -1.0 if statistic(-edge) <= _Z else brentq(lambda d: statistic(d) - _Z, -edge, estimate)
+        low = -1.0 if statistic(-edge) <= _Z else crossing(_Z, -edge, estimate)
     if estimate < edge:
-        high = 1.0 if statistic(edge) >= -_Z else brentq(lambda d: statistic(d) + _Z, estimate, edge)
+        high = 1.0 if statistic(edge) >= -_Z else crossing(-_Z, estimate, edge)
     return float(low), float(high)
 
 
 def effective_clusters(sizes: np.ndarray) -> float:
-    """Return how many equal clusters weigh as much as these: ``sum(n)**2 / sum(n**2)``; sizes may hold zeros."""
+    """Return how many equal clusters weigh as much as these sizes: ``sum(n)**2 / sum(n**2)``."""
     total = float(sizes.sum())
     return total**2 / float((sizes.astype(float) ** 2).sum()) if total else 0.0
 
@@ -64,7 +68,7 @@ def t_factor(df: float) -> float:
     """Return Student's t quantile over the normal one: what small samples add to an interval's arms."""
     if df <= 0:
         return np.inf
-    return float(t.ppf(0.5 + CONFIDENCE / 2, df)) / _Z if np.isfinite(df) else 1.0
+    return float(stdtrit(df, 0.5 + CONFIDENCE / 2)) / _Z if np.isfinite(df) else 1.0
 
 
 def variance_factor(num_clusters: float) -> float:
@@ -81,11 +85,11 @@ def rare_event_arm(num_off: int, num_clusters: float) -> float:
     if num_off >= _FEW_EVENTS or num_clusters <= 0:
         return 0.0
     num_off = min(num_off, int(num_clusters))
-    return wilson(num_off, num_clusters)[1] - num_off / num_clusters  # pyright: ignore[reportArgumentType]
+    return wilson(num_off, num_clusters)[1] - num_off / num_clusters
 
 
 def percentile_arms(replicates: np.ndarray, value: float) -> tuple[float, float]:
-    """Return how far the 95% percentile interval reaches below and above ``value``; replicates may hold NaN."""
+    """Return how far the 95% percentile interval reaches below and above ``value``; NaN is left out."""
     kept = replicates[np.isfinite(replicates)]
     if not kept.size:
         return 0.0, 0.0

@@ -1,4 +1,7 @@
-"""What a reader must know beside the numbers, one sentence each."""
+"""What a reader must know beside the numbers, one sentence each.
+
+What fields of the results already say (unscored records, floor, what an average leaves out) is not repeated.
+"""
 
 from collections.abc import Sequence
 
@@ -16,11 +19,11 @@ _FEW_CLUSTERS = 10
 
 
 def frame_notes(data: pd.DataFrame, tasks: Sequence[TaskSpec], checkpoints: Sequence[str]) -> list[str]:
-    """Return notes on the whole set of records: absent checkpoints, twins, tasks left aside, sampling seeds."""
+    """Return notes on the records as a whole: absent checkpoints, twins, tasks left aside, seeds."""
     notes = []
     present = set(data["checkpoint"])
     notes += [f"{label}: no records" for label in checkpoints if label not in present]
-    known = data[data["fingerprint"] != ""].drop_duplicates(["checkpoint", "fingerprint"])
+    known = data.loc[data["fingerprint"] != ""].drop_duplicates(["checkpoint", "fingerprint"])
     for _, labels in known.groupby("fingerprint")["checkpoint"]:
         if len(labels) > 1:
             names = " and ".join(label for label in checkpoints if label in set(labels))
@@ -29,10 +32,10 @@ def frame_notes(data: pd.DataFrame, tasks: Sequence[TaskSpec], checkpoints: Sequ
     if aside:
         notes.append(f"records of tasks not asked for are left aside: {', '.join(aside)}")
     notes += _shared_items(data, tasks)
-    if data["seed"].nunique() > 1:
+    if data["seed"].dropna().unique().size > 1:
         notes.append(
-            "generation scores are means over sampling seeds; intervals resample items, whose means carry both the "
-            "items' variance and the sampling noise"
+            "generation scores are means over sampling seeds; intervals resample items, whose means carry "
+            "both the items' variance and the sampling noise"
         )
     return notes
 
@@ -52,33 +55,24 @@ def _shared_items(data: pd.DataFrame, tasks: Sequence[TaskSpec]) -> list[str]:
 
 
 def task_notes(result: TaskResult, paired: Paired, checkpoints: Sequence[str]) -> list[str]:
-    """Return notes on one task: nothing or little scored, unscored records, unjoined items, seeds, clusters, floor."""
+    """Return notes on one task: records, items, pairing, seeds and clusters."""
     name = paired.task.name
     if not paired.items:
         return [f"{name}: no records"]
     notes = []
     for number, (checkpoint, protocol) in enumerate(paired.cells):
-        missing, total = paired.num_unscored[number], paired.num_records[number]
-        where = f"{name}: {checkpoint} under {PROTOCOL_NAMES[protocol]}"
-        if not total:
-            notes.append(f"{where}: no records")
-        elif missing:
-            notes.append(f"{where}: {missing} of {total} records unscored, left out and not counted as wrong")
+        if not paired.num_records[number]:
+            notes.append(f"{name}: {checkpoint} under {PROTOCOL_NAMES[protocol]}: no records")
     scored = np.isfinite(paired.values).sum(axis=0)
     if len(scored) and 0 < scored.max() < _FEW_ITEMS:
         notes.append(f"{name}: only {scored.max()} items scored; read its intervals as rough")
     if scored.any() and result.num_joined < scored.max():
         notes.append(
-            f"{name}: {result.num_joined} of {len(paired.items)} items are scored by every checkpoint under every "
-            "protocol; deltas and gap use only items that pair"
+            f"{name}: {result.num_joined} of {len(paired.items)} items are scored by every checkpoint under "
+            "every protocol; deltas and gap use only items that pair"
         )
     notes += _seed_notes(paired, checkpoints)
     notes += _cluster_notes(paired)
-    if len(result.floor):
-        where = " and ".join(PROTOCOL_NAMES[p] for p in result.floor)
-        notes.append(
-            f"{name}: floor, {checkpoints[0]} does not beat chance under {where}; kept out of averages"
-        )
     return notes
 
 
@@ -98,9 +92,8 @@ def _seed_notes(paired: Paired, checkpoints: Sequence[str]) -> list[str]:
 def _cluster_notes(paired: Paired) -> list[str]:
     name = paired.task.name
     if paired.pooled:
-        return [
-            f"{name}: (nearly) all items share one {paired.task.cluster}; intervals treat items as independent"
-        ]
+        shared = f"{name}: (nearly) all items share one {paired.task.cluster}"
+        return [f"{shared}; intervals treat items as independent"]
     sizes = np.bincount(paired.codes)
     clusters = effective_clusters(sizes)
     if sizes.max() > 1 and clusters < _FEW_CLUSTERS:

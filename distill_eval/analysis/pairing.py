@@ -50,19 +50,21 @@ def pair_items(
     ``score`` takes an entry of each record's ``scores`` in place of the headline score.
     """
     cells = tuple((c, p) for c in checkpoints for p in task_protocols(task))
-    rows = data[data["task"] == task.name]
+    rows = data.loc[data["task"] == task.name]
     if score is not None:
         rows = rows.assign(score=[named_score(scores, score) for scores in rows["scores"]])
-    items, item_codes = np.unique(rows["item_key"].to_numpy(dtype=object), return_inverse=True)
+    items, item_codes = np.unique(np.asarray(rows["item_key"], dtype=object), return_inverse=True)
     values = np.full((len(items), len(cells)), np.nan)
     chances = np.full_like(values, np.nan)
+    row_scores, row_chances, row_seeds = (
+        np.asarray(rows[name], float) for name in ("score", "chance", "seed")
+    )
     seeds, num_unscored, num_records = [], [], []
     for number, (checkpoint, protocol) in enumerate(cells):
-        mask = ((rows["checkpoint"] == checkpoint) & (rows["protocol"] == protocol)).to_numpy(dtype=bool)
-        codes, scores = item_codes[mask], rows["score"].to_numpy()[mask]
+        mask = np.asarray((rows["checkpoint"] == checkpoint) & (rows["protocol"] == protocol), dtype=bool)
+        codes, scores, drawn = item_codes[mask], row_scores[mask], row_seeds[mask]
         values[:, number] = _item_means(codes, scores, len(items))
-        chances[:, number] = _item_means(codes, rows["chance"].to_numpy()[mask], len(items))
-        drawn = rows["seed"].to_numpy()[mask]
+        chances[:, number] = _item_means(codes, row_chances[mask], len(items))
         seeds.append(tuple(sorted({int(s) for s in drawn[~np.isnan(drawn)]})))
         num_unscored.append(int(np.isnan(scores).sum()))
         num_records.append(int(mask.sum()))
@@ -94,8 +96,8 @@ def _cluster_codes(
     if task.cluster is None or not num_items:
         return alone, False
     names = np.full(num_items, None, dtype=object)
-    clusters = rows["cluster"].to_numpy(dtype=object)
-    order = np.argsort((rows["protocol"] == LOGLIKELIHOOD).to_numpy(dtype=bool), kind="stable")
+    clusters = np.asarray(rows["cluster"], dtype=object)
+    order = np.argsort(np.asarray(rows["protocol"] == LOGLIKELIHOOD, dtype=bool), kind="stable")
     for row in order:  # log-likelihood last, so that it wins
         if clusters[row]:
             names[item_codes[row]] = clusters[row]

@@ -10,7 +10,7 @@ _CHUNK_CELLS = 4_000_000  # counts held at a time: 32 MB of float64
 
 
 def task_generator(seed: int, task: str) -> np.random.Generator:
-    """Return random numbers that depend on the seed and the task alone, not on which other tasks are compared."""
+    """Return random numbers that depend on seed and task alone, not on which other tasks are compared."""
     digest = hashlib.sha256(task.encode()).digest()
     return np.random.default_rng([seed % 2**63, int.from_bytes(digest[:8], "little")])
 

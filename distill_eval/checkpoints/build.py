@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,14 +35,32 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
                 _rename(part, target)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+    except Exception as error:
+        if reason := unwritable(error):
             raise OutputError(
-                f"cannot write the converted model to '{target.parent}': {error.strerror}; "
+                f"cannot write the converted model to '{target.parent}': {reason}; "
                 "free some space or name another place with DISTILL_EVAL_CACHE"
             ) from error
         raise
     return target
+
+
+def unwritable(error: Exception) -> str | None:
+    """Why a place cannot be written to, when that is what ``error`` says; else None."""
+    reasons = (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOTDIR,
+        errno.EEXIST,
+    )
+    if isinstance(error, OSError) and error.errno in reasons:
+        return error.strerror
+    # safetensors writes in Rust and raises its own error with the system's number in its text.
+    found = re.search(r"os error (\d+)", str(error))
+    return os.strerror(int(found[1])) if found and int(found[1]) in reasons else None
 
 
 @contextlib.contextmanager

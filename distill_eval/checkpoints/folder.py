@@ -48,7 +48,8 @@ def read_folder(
             f"no tokenizer in '{folder}': expected tokenizer.json or another vocabulary file"
         )
     check_architecture(settings, folder, label=label, trust_remote_code=trust_remote_code)
-    text = settings.get("text_config") if isinstance(settings.get("text_config"), dict) else {}
+    text = settings.get("text_config")  # where models with images keep the language model's settings
+    text = text if isinstance(text, dict) else {}
     rows = _check_vocabulary(
         settings.get("vocab_size", text.get("vocab_size")), embedding_rows(tensors), folder
     )

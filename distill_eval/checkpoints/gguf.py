@@ -11,7 +11,7 @@ from typing import Any
 
 from distill_eval import __version__
 from distill_eval.checkpoints.architectures import first_line
-from distill_eval.checkpoints.build import build_once
+from distill_eval.checkpoints.build import build_once, unwritable
 from distill_eval.checkpoints.fingerprint import file_digests
 from distill_eval.errors import CheckpointError
 
@@ -64,9 +64,9 @@ def dequantise(path: Path, folder: Path, *, source: dict[str, str]) -> None:
     try:
         with _quiet():
             _convert(link, folder, fields)
-    except (OSError, MemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, MemoryError) or unwritable(error):
+            raise
         raise CheckpointError(f"'{path}' cannot be dequantised: {first_line(error)}") from error
     finally:
         link.unlink()
@@ -87,19 +87,23 @@ def _convert(link: Path, folder: Path, fields: dict[str, Any]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name)
-    _split_digits(tokenizer, fields.get("tokenizer.ggml.pre"))
+    _repair(tokenizer, fields)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     quantised = AutoModelForCausalLM.from_pretrained(link.parent, gguf_file=link.name, dtype=torch.float32)
     settings = quantised.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version"):
         settings.pop(key, None)
+    settings |= {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in quantised.state_dict().items()}
     del quantised
-    # A fresh model, because the loaded one still calls itself quantised and refuses to be saved.
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.load_state_dict(weights)
+    # A fresh model, because the loaded one still calls itself quantised and refuses to be saved; on the meta
+    # device, because random weights that are replaced at once would take longer than everything else.
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=_end_tokens(tokenizer, fields),
@@ -115,14 +119,27 @@ def _end_tokens(tokenizer: Any, fields: dict[str, Any]) -> int | list[int] | Non
     return ends[0] if len(ends) == 1 else ends or None
 
 
-def _split_digits(tokenizer: Any, rule: str | None) -> None:
-    from tokenizers import pre_tokenizers
+def _repair(tokenizer: Any, fields: dict[str, Any]) -> None:
+    """Undo in place what transformers makes of a GGUF's tokenizer that the file does not say."""
+    from tokenizers import Tokenizer, pre_tokenizers
 
-    if rule in DIGIT_SPLITTERS:
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    # It adds tokens usual elsewhere, such as <|endoftext|>, with ids that the embedding does not have.
+    added = [token for token in whole["added_tokens"] if token["id"] < fields["num_tokens"]]
+    if len(added) < len(whole["added_tokens"]):
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps({**whole, "added_tokens": added}))
+    # Some releases take the end of a turn for the end of the text, and others drop the padding token.
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = fields.get(f"tokenizer.ggml.{key}_token_id")
+        token = None if index is None else tokenizer.convert_ids_to_tokens(int(index))
+        setattr(tokenizer, f"{name}_token", token)
+    tokenizer.clean_up_tokenization_spaces = (
+        False  # true in some releases: it drops spaces before punctuation
+    )
+    if fields.get("tokenizer.ggml.pre") in DIGIT_SPLITTERS:
         backend = tokenizer.backend_tokenizer
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
-        )
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
@@ -136,6 +153,9 @@ def _read_fields(path: Path) -> dict[str, Any]:
             for name, field in reader.fields.items()
             if name.endswith("_token_id") or name in ("tokenizer.ggml.pre", "split.count")
         }
+        fields["num_tokens"] = len(reader.fields["tokenizer.ggml.tokens"].data)
+    except KeyError as error:
+        raise CheckpointError(f"'{path}' holds no tokenizer: it has no {first_line(error)}") from error
     except Exception as error:
         raise CheckpointError(
             f"'{path}' is damaged or cut short ({first_line(error)}); download it again"

@@ -30,40 +30,22 @@ def resolve_checkpoint(
     anything slow (default: standard error). Raises CheckpointError, or OutputError when ``cache_dir`` is
     needed and cannot be written to.
     """
-    say = on_progress or _say
     label, name = parse_name(text)
-    cache_dir = cache_dir.expanduser()
-    path = Path(name).expanduser()
-    revision = None
-    if name.startswith("demo:"):
-        source, default = "demo", name.removeprefix("demo:")
-        folder = demo_folder(default, cache_dir=cache_dir, on_progress=say)
-    elif path.is_file():
-        if path.suffix != ".gguf":
-            raise CheckpointError(
-                f"'{name}' is a file; a checkpoint is a folder with config.json, or a .gguf file"
-            )
-        source, default = "gguf", path.stem
-        folder = convert_gguf(path, cache_dir=cache_dir, on_progress=say)
-    elif path.is_dir():
-        source, folder = "folder", path.resolve()
-        # The name as typed, not what a link points to; "." and the like have none of their own.
-        default = path.name if path.name not in ("", "..") else folder.name
-    elif (match := HUB_ID.fullmatch(name)) and not _looks_local(name):
-        source, repo, revision = "hub", match["repo"], match["revision"]
-        default = repo.split("/")[1] + (f"@{revision}" if revision else "")
-        folder, revision = fetch_snapshot(repo, revision, trust_remote_code=trust_remote_code)
-    else:
-        raise CheckpointError(_not_found(name))
-    return read_folder(
-        folder,
-        label=label or default,
-        name=name,
-        source=source,
-        cache_dir=cache_dir,
-        trust_remote_code=trust_remote_code,
-        revision=revision,
-    )
+    try:
+        source, default, folder, revision = _locate(
+            name, cache_dir.expanduser(), trust_remote_code=trust_remote_code, on_progress=on_progress or _say
+        )
+        return read_folder(
+            folder,
+            label=label or default,
+            name=name,
+            source=source,
+            cache_dir=cache_dir.expanduser(),
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+        )
+    except OSError as error:
+        raise CheckpointError(f"'{name}' cannot be read: {error}") from error
 
 
 def parse_name(text: str) -> tuple[str | None, str]:
@@ -78,6 +60,35 @@ def parse_name(text: str) -> tuple[str | None, str]:
             f"'{text}' names no checkpoint: give a folder, org/name, FILE.gguf or demo:NAME"
         )
     return label, name
+
+
+def _locate(
+    name: str, cache_dir: Path, *, trust_remote_code: bool, on_progress: Callable[[str], None]
+) -> tuple[str, str, Path, str | None]:
+    """Return (source, default label, folder, revision), fetching or converting what must be."""
+    if name.startswith("demo:"):
+        demo = name.removeprefix("demo:")
+        return "demo", demo, demo_folder(demo, cache_dir=cache_dir, on_progress=on_progress), None
+    path = Path(name).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CheckpointError(
+                f"'{name}' is a file; a checkpoint is a folder with config.json, or a .gguf file"
+            )
+        return "gguf", path.stem, convert_gguf(path, cache_dir=cache_dir, on_progress=on_progress), None
+    if path.is_dir():
+        # The name as typed, not what a link points to; "." and ".." have none of their own.
+        return (
+            "folder",
+            path.name if path.name not in ("", "..") else path.resolve().name,
+            path.resolve(),
+            None,
+        )
+    if (match := HUB_ID.fullmatch(name)) and not _looks_local(name):
+        repo, revision = match["repo"], match["revision"]
+        folder, commit = fetch_snapshot(repo, revision, trust_remote_code=trust_remote_code)
+        return "hub", repo.split("/")[1] + (f"@{revision}" if revision else ""), folder, commit
+    raise CheckpointError(_not_found(name))
 
 
 def _looks_local(name: str) -> bool:

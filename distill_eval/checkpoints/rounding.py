@@ -13,8 +13,8 @@ TRIMS = (1.0, 0.85, 0.7)
 def round_to_nearest(weight: Any, *, bits: int, group: int) -> Any:
     """Round a [out, in] matrix to 2**bits even levels per run of ``group`` inputs; shape and dtype stay.
 
-    The levels of a group run from its smallest to its largest weight, each end drawn in by the one of ``TRIMS``
-    that gives the smallest squared error. Raises ValueError when the inputs do not divide into groups.
+    The levels of a group run from its smallest to its largest weight, each end drawn in by the one of
+    ``TRIMS`` that gives the smallest squared error. Raises ValueError when the inputs do not divide.
     """
     import torch
 

@@ -96,7 +96,6 @@ def _render(
     from distill_eval.checkpoints import load_tokenizer, resolve_checkpoint
     from distill_eval.content import default_cache_dir
     from distill_eval.data import go_offline, resolve_data_dir
-    from distill_eval.protocols import generative, loglikelihood
     from distill_eval.schema.run import RunOptions
 
     tokenizer = None
@@ -108,9 +107,13 @@ def _render(
     options = RunOptions(data_dir=folder, apply_chat_template=chat_template)
     prompts = {}
     if task.loglikelihood is not None:
+        from distill_eval.protocols import loglikelihood
+
         loaded = loglikelihood.load(task, folder)
         prompts["loglikelihood"] = loglikelihood.render_prompts(loaded, count, tokenizer, options)
     if task.generative is not None:
+        from distill_eval.protocols import generative
+
         loaded = generative.load(task, folder)
         prompts["generative"] = generative.render_prompts(loaded, count, tokenizer, options)
     return prompts

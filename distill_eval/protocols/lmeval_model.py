@@ -87,7 +87,7 @@ class ClientLM(TemplateLM):
         return self._score(built)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """Score whole texts in disjoint windows of ``max_length``, each token once; all windows in one call."""
+        """Score whole texts in windows of ``max_length``, each token once; all windows in one call."""
         built: list[ScoreRequest] = []
         owners: list[int] = []
         for owner, (text,) in enumerate(request.args for request in requests):
@@ -113,12 +113,13 @@ class ClientLM(TemplateLM):
         )
 
     def _request(self, context: list[int], continuation: list[int]) -> tuple[ScoreRequest, bool]:
-        """Cut from the left so that the model reads at most ``max_length`` tokens: the last one is only predicted."""
+        """Cut from the left: the model reads at most ``max_length`` tokens; the last is only predicted."""
         if not continuation:
             raise DataError(f"{self.label}: a choice has no tokens of its own after its context")
         if len(continuation) > self.max_length:
             raise DataError(
-                f"{self.label}: a choice has {len(continuation)} tokens, more than the model's {self.max_length} positions"
+                f"{self.label}: a choice has {len(continuation)} tokens, more than the model's "
+                f"{self.max_length} positions"
             )
         kept = self.max_length + 1 - len(continuation)
         return ScoreRequest(tuple(context[-kept:]), tuple(continuation)), len(context) > kept
@@ -137,11 +138,11 @@ class ClientLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Render messages with the checkpoint's template (or the one asked for), thinking off where it knows that."""
+        """Render with the checkpoint's template or the one asked for, thinking off where it knows that."""
         if not (self.options.chat_template or getattr(self.tokenizer, "chat_template", None)):
             raise OptionError(
-                f"{self.label}: the checkpoint has no chat template; leave out --apply-chat-template or give one with "
-                "--chat-template"
+                f"{self.label}: the checkpoint has no chat template; leave out --apply-chat-template or give "
+                "one with --chat-template"
             )
         try:
             return self._render(chat_history, add_generation_prompt)

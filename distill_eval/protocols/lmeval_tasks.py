@@ -1,10 +1,10 @@
-"""lm-eval's tasks over our data: find a task's file, load its rows, build it, refuse what cannot be scored."""
+"""lm-eval's tasks over our data: find a task's file, build it, refuse what cannot be scored."""
 
 import functools
 import logging
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,17 @@ import lm_eval.utils
 import numpy as np
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from distill_eval.data import dataset_location
+from distill_eval import generators
 from distill_eval.errors import DataError, TaskError, did_you_mean
-from distill_eval.generators import load_questions
+from distill_eval.protocols.lmeval_data import (
+    config_note,
+    decoded_rows,
+    load_dataset,
+    one_line,
+    prepare,
+    task_source,
+    unreadable,
+)
 from distill_eval.schema.tasks import LoglikelihoodSpec, TaskSpec
 
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
@@ -61,11 +69,11 @@ def quiet_engine() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     lm_eval.api.task.tqdm = functools.partial(tqdm, disable=True)
-    environment.from_string = functools.lru_cache(maxsize=256)(environment.from_string)
+    vars(environment)["from_string"] = functools.lru_cache(maxsize=256)(environment.from_string)
     try:
         yield
     finally:
-        del environment.from_string  # the instance's; the class keeps its own
+        vars(environment).pop("from_string", None)  # the class keeps its own
         lm_eval.api.task.tqdm = tqdm
         if not bars:
             datasets.enable_progress_bars()
@@ -86,7 +94,7 @@ def _engine_seeds() -> Iterator[None]:
 
 
 def task_file(name: str) -> Path:
-    """Return the YAML file of an lm-eval task without building lm-eval's index (7 s); TaskError if there is none."""
+    """Return an lm-eval task's YAML file without the 7 s of lm-eval's index; TaskError if there is none."""
     root = Path(lm_eval.tasks.__file__).parent
     families = [path for path in sorted(root.iterdir()) if path.is_dir() and name.startswith(path.name)]
     near: list[str] = []
@@ -130,30 +138,41 @@ def _build(name: str, task: TaskSpec, data_dir: Path | None) -> BuiltTask:
     try:
         path = task_file(name)
     except TaskError as error:
-        raise TaskError(f"task '{task.name}': {error} ({_where(task)})") from None
+        raise TaskError(f"task '{task.name}': {error} ({task_source(task)})") from None
     config = {**load_yaml(path, resolve_func=True), **spec.options.get("config", {})}
     dataset_id = spec.dataset or config["dataset_path"]
     if config.get("output_type") not in OUTPUT_TYPES:
         raise TaskError(
-            f"task '{task.name}': lm-eval's '{name}' has output_type {config.get('output_type')}; the log-likelihood "
-            f"protocol runs {', '.join(OUTPUT_TYPES)} ({_where(task)})"
+            f"task '{task.name}': lm-eval's '{name}' has output_type {config.get('output_type')}; the "
+            f"log-likelihood protocol runs {', '.join(OUTPUT_TYPES)} ({task_source(task)})"
         )
     if config.get("num_fewshot") == 0 and spec.num_fewshot:
         raise TaskError(
-            f"task '{task.name}': lm-eval's '{name}' fixes num_fewshot at 0, got {spec.num_fewshot} ({_where(task)})"
+            f"task '{task.name}': lm-eval's '{name}' fixes num_fewshot at 0, got {spec.num_fewshot} "
+            f"({task_source(task)})"
         )
-    split = config.get("test_split") or config.get("validation_split")
-    dataset = _load_dataset(dataset_id, config, split, task, data_dir)
-    where = f"task '{task.name}': dataset '{dataset_id}'{_config_name(config)}, split '{split}'"
+    split = _evaluated_split(config)
+    dataset = load_dataset(dataset_id, config, split, task, data_dir)
+    where = f"task '{task.name}': dataset '{dataset_id}'{config_note(config)}, split '{split}'"
     for key in ("training_split", "validation_split", "fewshot_split"):
-        # Without shots lm-eval would still read and prepare the whole split they could come from.
-        if config.get(key) not in dataset or (not spec.num_fewshot and config[key] != split):
+        # lm-eval looks these up when it builds a task, shots or not.
+        if config.get(key) not in dataset or (key == "fewshot_split" and not spec.num_fewshot):
             config[key] = None
     _refuse_own_shots(config, split, dataset, task, name)
+    prepared = prepare(config.get("process_docs"), dataset[split], where)
+    given: Mapping[str, Any] = dataset
+    if not spec.num_fewshot:
+        # lm-eval would prepare the rows again wherever it looks at them, and read them all as possible shots.
+        given, config["process_docs"] = {split: prepared}, None
+        config["fewshot_config"] = {"samples": []}
     config["metric_list"] = _with_metrics(config, spec)
     # lm-eval would load the data a second time; a callable is its own way to be given it.
-    config.update(num_fewshot=spec.num_fewshot, custom_dataset=lambda **_: dataset, dataset_kwargs=None)
-    return _checked(_construct(config, dataset[split], where), name, config, dataset[split], where)
+    config.update(num_fewshot=spec.num_fewshot, custom_dataset=lambda **_: given, dataset_kwargs=None)
+    return _checked(_construct(config, where), config, dataset[split], prepared, where)
+
+
+def _evaluated_split(config: Mapping[str, Any]) -> str:
+    return config.get("test_split") or config["validation_split"]
 
 
 def _with_metrics(config: Mapping[str, Any], spec: LoglikelihoodSpec) -> list[dict[str, Any]] | None:
@@ -165,33 +184,27 @@ def _with_metrics(config: Mapping[str, Any], spec: LoglikelihoodSpec) -> list[di
     return [*given, *(_metric(name) for name in spec.metrics if name in ACCURACIES and name not in known)]
 
 
-def _construct(config: dict[str, Any], rows: datasets.Dataset, where: str) -> Any:
-    manager = lm_eval.tasks.TaskManager(include_defaults=False)
+def _construct(config: dict[str, Any], where: str) -> Any:
     try:
-        (engine,) = manager.load([config])["tasks"].values()
-    except Exception as error:
-        row = _first_bad_row(config.get("process_docs"), rows)
-        raise DataError(
-            f"{where}, row {row}: lm-eval cannot read it ({_one_line(error)}); every row needs a gold answer and the "
-            f"fields of lm-eval's '{config['task']}'"
-        ) from error
+        (engine,) = lm_eval.tasks.TaskManager(include_defaults=False).load([config])["tasks"].values()
+    except Exception as error:  # lm-eval tries a task's templates and functions on its first row
+        raise DataError(f"{where}, row 0: {unreadable(error)}") from error
     return engine
 
 
-def _checked(engine: Any, name: str, config: dict[str, Any], dataset: Any, where: str) -> BuiltTask:
-    rows = list(dataset)
-    docs = rows if config.get("process_docs") is None else list(engine.eval_docs)
+def _checked(engine: Any, config: dict[str, Any], raw: Any, prepared: Any, where: str) -> BuiltTask:
+    docs = decoded_rows(prepared)
     for row, doc in enumerate(docs):
         problem = _gold_problem(engine, doc)
         if problem:
-            raise DataError(f"{where}, row {row}: {problem}; every row needs a gold answer to be scored")
+            raise DataError(f"{where}, row {row}: {problem}; every row needs a gold answer")
     # From here on lm-eval reads prepared rows from memory: it goes through all of them twice a run, and
-    # would decode and prepare them each time. Shots live in its sampler by now.
-    split = config.get("test_split") or config.get("validation_split")
-    engine.dataset = {split: docs}
-    engine.config.process_docs = None
+    # would decode and prepare them each time. Shots lie in its sampler by now.
+    split = _evaluated_split(config)
+    engine.dataset, engine.config.process_docs = {split: docs}, None
     # Rows that were filtered or multiplied on the way no longer match one to one.
-    return BuiltTask(name, config.get("dataset_name"), engine, rows if len(rows) == len(docs) else docs, docs)
+    rows = docs if raw is prepared or len(raw) != len(docs) else decoded_rows(raw)
+    return BuiltTask(config["task"], config.get("dataset_name"), engine, rows, docs)
 
 
 def _gold_problem(engine: Any, doc: Mapping[str, Any]) -> str:
@@ -206,50 +219,7 @@ def _gold_problem(engine: Any, doc: Mapping[str, Any]) -> str:
             "" if gold_indices(engine, doc, choices) else f"no gold answer among its {len(choices)} choices"
         )
     except Exception as error:  # templates and functions of any lm-eval task run here
-        return f"lm-eval finds no gold answer ({_one_line(error)})"
-
-
-def _first_bad_row(prepare: Callable[[Any], Any] | None, rows: datasets.Dataset) -> int:
-    """Bisect for the first row that a task's own preparation fails on; 0 when preparation is not what failed."""
-    low, high = 0, len(rows)
-    while prepare is not None and high - low > 1:
-        middle = (low + high) // 2
-        try:
-            list(prepare(rows.select(range(low, middle))))
-            low = middle
-        except Exception:
-            high = middle
-    return low
-
-
-def _load_dataset(
-    dataset_id: str, config: dict[str, Any], split: str, task: TaskSpec, data_dir: Path | None
-) -> datasets.DatasetDict:
-    spec, name = _spec(task), config.get("dataset_name")
-    path = dataset_location(
-        dataset_id, data_dir, task=task.name, config=name, split=split, revision=spec.revision
-    )
-    local = Path(path).is_dir()
-    arguments = {k: v for k, v in (config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
-    try:
-        dataset = datasets.load_dataset(path, name, revision=None if local else spec.revision, **arguments)
-    except (
-        Exception
-    ) as error:  # the hub, the disk, the file format and the folder's own front matter all fail here
-        raise DataError(
-            f"task '{task.name}': cannot load dataset '{dataset_id}'{_config_name(config)} from "
-            f"{path if local else 'the hub'} ({_one_line(error)})"
-        ) from error
-    if split not in dataset:
-        raise DataError(
-            f"task '{task.name}': dataset '{dataset_id}'{_config_name(config)} has no split '{split}'"
-            f"{did_you_mean(split, map(str, dataset))}"
-        )
-    if not len(dataset[split]):
-        raise DataError(
-            f"task '{task.name}': dataset '{dataset_id}'{_config_name(config)}, split '{split}' is empty"
-        )
-    return dataset
+        return f"lm-eval finds none ({one_line(error)})"
 
 
 def _refuse_own_shots(
@@ -266,22 +236,23 @@ def _refuse_own_shots(
     source = source or config.get("training_split") or config.get("validation_split") or split
     if source == split:
         raise TaskError(
-            f"task '{task.name}': the {shots} shots of lm-eval's '{name}' would come from the evaluated split "
-            f"'{split}', as its data has {', '.join(map(str, dataset))} only; set num_fewshot: 0 ({_where(task)})"
+            f"task '{task.name}': the {shots} shots of lm-eval's '{name}' would come from the evaluated "
+            f"split '{split}', as its data has {', '.join(map(str, dataset))} only; set num_fewshot: 0 "
+            f"({task_source(task)})"
         )
 
 
 def _build_own(task: TaskSpec) -> BuiltTask:
     """Build an lm-eval task over items of this project's or the user's own (``task.items``)."""
     spec = _spec(task)
-    rows = list(load_questions(task.items or "", task.source_file))
+    rows = list(generators.load_questions(task.items or "", task.source_file))
     where = f"task '{task.name}': items '{task.items}'"
     if not rows:
         raise DataError(f"{where}: there are none")
     if spec.num_fewshot:
         raise TaskError(
             f"task '{task.name}': own items have one split, so num_fewshot must be 0, got {spec.num_fewshot} "
-            f"({_where(task)})"
+            f"({task_source(task)})"
         )
     with_options = {bool(row["options"]) for row in rows}
     if len(with_options) > 1:
@@ -309,7 +280,7 @@ def _build_own(task: TaskSpec) -> BuiltTask:
             "doc_to_target": _own_answer,
             "metric_list": [_metric("acc"), _metric("perplexity")],
         }
-    return _checked(_construct(config, dataset, where), config["task"], config, dataset, where)
+    return _checked(_construct(config, where), config, dataset, dataset, where)
 
 
 def _own_prompt(prompt: str, doc: Mapping[str, Any]) -> str:
@@ -340,16 +311,3 @@ def _metric(name: str) -> dict[str, Any]:
     # lm-eval's own aggregate functions; the numbers that count are computed from records.
     aggregation = "perplexity" if name == "perplexity" else "mean"
     return {"metric": name, "aggregation": aggregation, "higher_is_better": name != "perplexity"}
-
-
-def _config_name(config: Mapping[str, Any]) -> str:
-    return f" ({config['dataset_name']})" if config.get("dataset_name") else ""
-
-
-def _where(task: TaskSpec) -> str:
-    return task.source_file or f"tasks/{task.name}.yaml"
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

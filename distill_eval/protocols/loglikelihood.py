@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from distill_eval.errors import DataError, TaskError, did_you_mean
-from distill_eval.items import Item, identify
+from distill_eval.items import Item, identify, is_kept
 from distill_eval.schema.records import LOGLIKELIHOOD, Record
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
 
-# lm_eval is imported inside functions: its second or two of start-up is timed apart (LoadedLoglikelihood.timings).
+# lm_eval is imported inside functions, so that its start-up can be timed apart (LoadedLoglikelihood.timings).
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedLoglikelihood:
     """A task with its rows, ready for any number of checkpoints.
 
-    ``items``: every scorable row in data set order. ``places``: item key -> (index into ``engine_tasks``, row).
-    ``timings`` (seconds, summed over runs): ``import`` and ``build`` are lm-eval's start-up; ``prompts`` the
-    building and tokenising of requests; ``model`` the client's (backend and cache); ``scorer`` lm-eval's metrics.
+    ``items``: every scorable row in data set order. ``places``: item key -> (index into ``engine_tasks``,
+    row). ``timings`` (seconds, summed over runs): ``import`` and ``build`` are lm-eval's start-up,
+    ``prompts`` the building and tokenising of requests, ``scorer`` lm-eval's metrics and our records. The
+    client's own time is not among them.
     """
 
     task: TaskSpec
@@ -36,10 +37,10 @@ class LoadedLoglikelihood:
 def load(task: TaskSpec, data_dir: Path | None) -> LoadedLoglikelihood:
     """Build lm-eval's tasks and identify every row, before any model is loaded.
 
-    ``data_dir``: a mirror of data sets, or None for the hub. Raises TaskError for what the task file asks wrongly,
-    DataError for data that is missing, empty or without gold answers.
+    ``data_dir``: a mirror of data sets, or None for the hub. Raises TaskError for what the task file asks
+    wrongly, DataError for data that is missing, empty or without gold answers.
     """
-    timings: dict[str, float] = dict.fromkeys(("import", "build", "prompts", "model", "scorer"), 0.0)
+    timings: dict[str, float] = dict.fromkeys(("import", "build", "prompts", "scorer"), 0.0)
     start = time.perf_counter()
     from distill_eval.protocols.lmeval_tasks import build_tasks
 
@@ -55,7 +56,7 @@ def load(task: TaskSpec, data_dir: Path | None) -> LoadedLoglikelihood:
         _check_metric(task, part)
         for row, fields in enumerate(part.rows):
             item = identify(fields, spec.item_key, task, part.subset, seen)
-            if _kept(fields, spec.options.get("keep", {})):
+            if is_kept(fields, spec, task):
                 items.append(item)
                 places[item.key] = (index, row)
     if not items:
@@ -71,8 +72,8 @@ def run(
 ) -> list[Record]:
     """Score the selected items with one call of ``client.score`` and return their records in data set order.
 
-    Keys of ``selected`` that the task does not have are left alone. lm-eval builds the prompts and computes the
-    metrics; the client answers. Adds to ``loaded.timings``.
+    Keys of ``selected`` that the task does not have are left alone. lm-eval builds the prompts and computes
+    the metrics; the client answers. Adds to ``loaded.timings``.
     """
     from distill_eval.protocols.lmeval_model import ClientLM
 
@@ -158,7 +159,7 @@ def _evaluate(
         # The same shots for every checkpoint.
         loaded.engine_tasks[index].engine.set_fewshot_seed(seed=OTHER_SEED)
     with quiet_engine():
-        results = evaluate(
+        results: Any = evaluate(
             lm=model,
             task_dict={"tasks": {name: loaded.engine_tasks[index].engine for name, index in names.items()}},
             samples={name: rows[index] for name, index in names.items()},
@@ -211,7 +212,7 @@ def _record(loaded: LoadedLoglikelihood, item: Item, sample: Mapping[str, Any], 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the model preferred: ``index`` into the requests of the item, and its text as scored and as the option."""
+    """What the model preferred: the item's request number ``index``, as scored and as the option."""
 
     index: int
     output: str
@@ -273,18 +274,11 @@ def _check_metric(task: TaskSpec, part: Any) -> None:
             )
 
 
-def _kept(row: Mapping[str, Any], keep: Mapping[str, Any]) -> bool:
-    return all(
-        row.get(name) in (wanted if isinstance(wanted, list) else [wanted]) for name, wanted in keep.items()
-    )
-
-
 def _add_timings(
     timings: dict[str, float], start: float, spans: Sequence[tuple[float, float]], end: float
 ) -> None:
     first, last = (spans[0][0], spans[-1][1]) if spans else (end, end)
     timings["prompts"] += first - start
-    timings["model"] += sum(stop - begin for begin, stop in spans)
     timings["scorer"] += end - last
 
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from distill_eval.backends.transformers import decoding, model, scoring
+from distill_eval.checkpoints.architectures import first_line
 from distill_eval.errors import BackendError, OptionError
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.requests import GenerateRequest, GenerateResponse, ScoreRequest, ScoreResponse
@@ -257,8 +258,9 @@ class TransformersBackend:
         if isinstance(error, BackendError):
             return error
         if isinstance(error, RuntimeError | ValueError | TypeError | NotImplementedError | AttributeError):
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            return BackendError(f"{self._where()}: the model failed: {type(error).__name__}: {first}")
+            return BackendError(
+                f"{self._where()}: the model failed: {type(error).__name__}: {first_line(error)}"
+            )
         return error
 
     def _where(self) -> str:

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from distill_eval.checkpoints.architectures import first_line, register_architecture
 from distill_eval.errors import BackendError, OptionError, did_you_mean
 from distill_eval.schema.checkpoints import Checkpoint
 
@@ -84,6 +85,7 @@ def load_model(checkpoint: Checkpoint, *, device: str, dtype: str, attention: st
     not the model its config describes), and when a weight is NaN or infinite.
     """
     where = f"checkpoint '{checkpoint.label}' ({checkpoint.folder})"
+    register_architecture(checkpoint.model_type)
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()
     try:
@@ -102,7 +104,7 @@ def load_model(checkpoint: Checkpoint, *, device: str, dtype: str, attention: st
             raise BackendError(
                 f"{where}: not enough memory on {device} for its weights in {dtype}"
             ) from error
-        raise BackendError(f"{where}: cannot be loaded: {_first_line(error)}") from error
+        raise BackendError(f"{where}: cannot be loaded: {first_line(error)}") from error
     finally:
         if bars:
             transformers.logging.enable_progress_bar()
@@ -134,8 +136,3 @@ def _read_json(path: Path) -> dict:
     except (OSError, ValueError):
         return {}  # a file the checkpoint lacks; a broken one is reported when the model or tokenizer loads
     return loaded if isinstance(loaded, dict) else {}
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

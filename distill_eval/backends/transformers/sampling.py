@@ -65,8 +65,8 @@ def pick_tokens(
     inside = perturbed.masked_fill(~allowed, -torch.inf)
     lead, winner = inside.max(dim=-1, keepdim=True)
     runner_up = inside.scatter(1, winner, -torch.inf).amax(dim=-1, keepdim=True)
-    # A token outside would have won had it been allowed: then its distance to the edge counts too.
-    outside = edge.masked_fill(allowed | (perturbed <= lead), torch.inf).amin(dim=-1, keepdim=True)
+    # A token outside wins if it both crosses the edge and takes the lead.
+    outside = torch.maximum(edge, lead - perturbed).masked_fill(allowed, torch.inf).amin(dim=-1, keepdim=True)
     margin = torch.minimum(torch.minimum(lead - runner_up, edge.gather(1, winner)), outside)
     # min and max do not carry NaN through on every path, so a NaN score is put back.
     margin = torch.where(
@@ -109,9 +109,15 @@ def allowed_tokens(
         distance = mass - (1.0 - sampling.top_p)
         distance[:, -1] = torch.inf  # the most likely token always stays
         distance = torch.empty_like(distance).scatter(1, order, distance)
-        edge = torch.where(allowed, torch.minimum(edge, distance.abs()), edge)
-        allowed = allowed & (distance > 0)
-    return token_ids, values, allowed, edge
+        kept, cut = allowed & (distance > 0), allowed & (distance <= 0)
+        # The edge is crossed when mass moves over it, or by overtaking the nearest token of the other side.
+        lowest_kept = values.masked_fill(~kept, torch.inf).amin(dim=-1, keepdim=True)
+        highest_cut = values.masked_fill(~cut, -torch.inf).amax(dim=-1, keepdim=True)
+        overtaking = torch.where(kept, values - highest_cut, lowest_kept - values)
+        edge = torch.where(allowed, torch.minimum(edge, torch.minimum(distance.abs(), overtaking)), edge)
+        allowed = kept
+    # An impossible token is no nearer for its neighbours being impossible too (-inf - -inf is NaN).
+    return token_ids, values, allowed, edge.masked_fill(values == -torch.inf, torch.inf)
 
 
 def _mix(value: torch.Tensor) -> torch.Tensor:
