@@ -67,7 +67,7 @@ def run_comparison(
             runs.append(run_checkpoint(checkpoint, planned, effective, store, on_progress))
     finally:
         store.close()
-    notes += probe_notes(runs)
+    notes += [*probe_notes(runs), *(note for run in runs for note in run.notes)]
     return _conclude(checkpoints, planned, runs, options, template, notes, out)
 
 
