@@ -58,6 +58,7 @@ def main() -> int:
         "--softmax-dtype", choices=("float32", "float64"), default="float32", help="of lm-eval's backend"
     )
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     figures = measure(arguments)
@@ -76,9 +77,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if data_dir is None:
         raise SystemExit("needs a mirror of the data: set DISTILL_EVAL_DATA or --data-dir")
     go_offline(data_dir)
-    options = RunOptions(dtype="float32", device="cpu", data_dir=data_dir)
+    options = RunOptions(dtype="float32", device=arguments.device, data_dir=data_dir)
     tasks = select_tasks(load_catalog(), names=arguments.tasks.split(","))
-    reference = load_reference(checkpoint, arguments.batch_size, arguments.softmax_dtype)
+    reference = load_reference(checkpoint, arguments.batch_size, arguments.softmax_dtype, arguments.device)
     rows = []
     for task in tasks:
         loaded = loglikelihood.load(task, data_dir)
@@ -96,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": arguments.checkpoint.rpartition("/")[2],
         "within_bar": all(row["max_difference"] <= BAR and row["accuracies_equal"] for row in rows),
         "command": " ".join(["python -m tests.benchmarks.same_scores_lmeval", *shown_arguments(arguments)]),
-        "settings": {"dtype": "float32", "device": "cpu", "hflm_batch_size": arguments.batch_size},
+        "settings": {"dtype": "float32", "device": arguments.device, "hflm_batch_size": arguments.batch_size},
         "versions": versions(),
         "tasks": rows,
     }
@@ -120,13 +121,13 @@ def our_records(
             store.close()
 
 
-def load_reference(checkpoint: Checkpoint, batch_size: int, softmax_dtype: str) -> Any:
+def load_reference(checkpoint: Checkpoint, batch_size: int, softmax_dtype: str, device: str) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
         pretrained=str(checkpoint.folder),
         dtype="float32",
-        device="cpu",
+        device=device,
         batch_size=batch_size,
         softmax_dtype=None if softmax_dtype == "float32" else softmax_dtype,
     )
