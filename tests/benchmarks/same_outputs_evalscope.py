@@ -244,7 +244,7 @@ def write(arguments: argparse.Namespace, label: str, report: dict[str, Any]) -> 
     versions = {name: importlib.metadata.version(name) for name in ("evalscope", "transformers", "torch")}
     known[label] = {
         "command": " ".join(["python", "-m", "tests.benchmarks.same_outputs_evalscope", *sys.argv[1:]]),
-        "settings": "greedy, fp32, CPU; EvalScope's local backend at batch size 1",
+        "settings": f"greedy, fp32, {arguments.device}; EvalScope's local backend at batch size 1",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS')} threads",
         "versions": versions | {"python": platform.python_version()},
         "near_tie_below": NEAR_TIE,
