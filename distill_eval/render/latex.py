@@ -4,11 +4,11 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from distill_eval.render.rows import average_notes, task_titles
-from distill_eval.render.text import interval, is_perplexity, number, one_line
+from distill_eval.render.rows import average_notes, is_perplexity, metric_groups, metric_name, task_titles
+from distill_eval.render.text import interval, number, one_line
 from distill_eval.render.verdict import headline, verdict
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
-from distill_eval.schema.results import Average, Cell, Estimate, Results, TaskResult
+from distill_eval.schema.results import Cell, Estimate, Results, TaskResult
 
 GROUPS = ((LOGLIKELIHOOD, "PPL-based Evaluation"), (GENERATIVE, "Generation-based Evaluation"))
 
@@ -63,8 +63,8 @@ _DOCUMENT = r"""\documentclass[10pt]{article}
 class _Column:
     protocol: str
     head: str
-    metric: str
-    direction: str
+    better: str
+    plain: bool
     cells: dict[str, Cell]
     average: bool = False
     floor: bool = False
@@ -78,6 +78,7 @@ def render_table1(results: Results, *, intervals: bool = False) -> str:
     """
     columns = [column for protocol, _ in GROUPS for column in _columns(results, protocol)]
     lines = [r"\begin{table}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
+    lines.append(r"\setlength{\belowcaptionskip}{6pt}")
     lines.append(rf"\caption{{{_caption(results, columns)}}}")
     lines.append(r"\label{tab:protocol-gap}")
     # A table wider than the page is scaled down to it; a narrower one keeps its size.
@@ -129,35 +130,39 @@ def _escape_character(character: str) -> str:
 def _columns(results: Results, protocol: str) -> list[_Column]:
     columns = []
     for task in results.tasks:
-        cells = [cell for cell in task.cells if cell.protocol == protocol and cell.estimate]
-        for metric in dict.fromkeys(cell.metric for cell in cells):
-            of_metric = {cell.checkpoint: cell for cell in cells if cell.metric == metric}
-            head = _head(task, metric, len({cell.metric for cell in cells}) > 1)
-            direction = "lower" if is_perplexity(metric) else "higher"
+        groups = metric_groups([cell for cell in task.cells if cell.protocol == protocol])
+        for cells in groups:
+            better = "lower" if is_perplexity(cells[0]) else task.direction if cells[0].headline else "higher"
             columns.append(
-                _Column(protocol, head, metric, direction, of_metric, floor=protocol in task.floor)
+                _column(cells, _head(task, cells[0], len(groups)), better, floor=protocol in task.floor)
             )
     for average in results.averages:
         cells = [cell for cell in average.cells if cell.protocol == protocol and cell.estimate]
         if cells:
-            by_checkpoint = {cell.checkpoint: cell for cell in cells}
-            columns.append(
-                _Column(
-                    protocol, _average_head(results, average), cells[0].metric, "higher", by_checkpoint, True
-                )
-            )
+            # Two averages are told apart by their number of tasks, which the caption names.
+            head = "Avg." if len(results.averages) == 1 else f"Avg. ({len(average.tasks)})"
+            columns.append(_column(cells, head, "higher", average=True))
     return columns
 
 
-def _head(task: TaskResult, metric: str, several: bool) -> str:
+def _column(
+    cells: list[Cell], head: str, better: str, *, average: bool = False, floor: bool = False
+) -> _Column:
+    by_checkpoint = {cell.checkpoint: cell for cell in cells}
+    return _Column(
+        cells[0].protocol, head, better, cells[0].unit != "fraction", by_checkpoint, average, floor
+    )
+
+
+def _head(task: TaskResult, cell: Cell, num_metrics: int) -> str:
     title = escape(SHORT_TITLES.get(task.task, task.title or task.task))
-    if is_perplexity(metric):
+    if is_perplexity(cell):
         return title + r" ppl\,$\downarrow$"
-    return title + (" acc" if several else "")
-
-
-def _average_head(results: Results, average: Average) -> str:
-    return "Avg." if len(results.averages) == 1 else escape(average.name)
+    return (
+        f"{title} {'acc' if metric_name(cell) == 'accuracy' else escape(cell.metric)}"
+        if num_metrics > 1
+        else title
+    )
 
 
 def _column_types(columns: list[_Column]) -> str:
@@ -182,11 +187,13 @@ def _heads(columns: list[_Column]) -> list[str]:
 
 def _values(results: Results, checkpoint: str, columns: list[_Column]) -> str:
     texts = [escape(checkpoint)]
+    rivals = results.checkpoints[1:]
     for column in columns:
         estimate = _estimate(column, checkpoint)
         text = _number(estimate.value, column) if estimate else "--"
-        best = estimate and len(results.checkpoints) > 2 and text == _best(results, column)
-        texts.append(rf"\textbf{{{text}}}" if best and checkpoint != results.checkpoints[0] else text)
+        if estimate and len(rivals) > 1 and checkpoint in rivals and text == _best(results, column):
+            text = rf"\textbf{{{text}}}"
+        texts.append(text)
     return " & ".join(texts) + r" \\"
 
 
@@ -196,16 +203,14 @@ def _best(results: Results, column: _Column) -> str | None:
     values = [estimate.value for estimate in estimates if estimate]
     if not values:
         return None
-    return _number(min(values) if column.direction == "lower" else max(values), column)
+    return _number(min(values) if column.better == "lower" else max(values), column)
 
 
 def _intervals(checkpoint: str, columns: list[_Column]) -> str:
     texts = [""]
     for column in columns:
         estimate = _estimate(column, checkpoint)
-        texts.append(
-            rf"{{\scriptsize {interval(estimate, plain=is_perplexity(column.metric))}}}" if estimate else ""
-        )
+        texts.append(rf"{{\scriptsize {interval(estimate, plain=column.plain)}}}" if estimate else "")
     return " & ".join(texts) + r" \\"
 
 
@@ -215,7 +220,7 @@ def _estimate(column: _Column, checkpoint: str) -> Estimate | None:
 
 
 def _number(value: float, column: _Column) -> str:
-    return number(value, plain=is_perplexity(column.metric)).replace("-", "$-$")
+    return number(value, plain=column.plain).replace("-", "$-$")
 
 
 def _caption(results: Results, columns: list[_Column]) -> str:
@@ -225,7 +230,7 @@ def _caption(results: Results, columns: list[_Column]) -> str:
     ]
     if not any(column.average for column in columns):
         sentences.append("No average: no task counts under both protocols.")
-    sentences += [escape(f"{note[:1].upper()}{note[1:]}") for note in average_notes(results)]
+    sentences += [escape(f"{note[:1].upper()}{note[1:]}") for note in average_notes(results, left_out=False)]
     if any(column.floor for column in columns):
         sentences.append(rf"$^{{\ast}}$\,{escape(results.checkpoints[0])} does not beat chance.")
     titles = task_titles(results)

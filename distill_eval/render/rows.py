@@ -1,9 +1,10 @@
 """Results laid out as the rows that the terminal, HTML and chart show: one list for each candidate."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from distill_eval.render.text import is_perplexity, join_names, one_line
-from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, PROTOCOLS
+from distill_eval.render.text import join_names, one_line
+from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Average, Cell, Estimate, Results, TaskResult
 
 PROTOCOL_NAMES = {LOGLIKELIHOOD: "log-likelihood", GENERATIVE: "generation"}
@@ -19,7 +20,6 @@ class Row:
 
     key: str
     title: str
-    metric: str
     plain: bool
     cells: dict[tuple[str, str], Cell]
     deltas: dict[str, Estimate]
@@ -45,12 +45,12 @@ def candidates(results: Results) -> tuple[str | None, ...]:
 
 def task_rows(results: Results, candidate: str | None) -> list[Row]:
     """Return a row for each task and metric (LAMBADA has two), in the order of the results."""
-    return [row for task in results.tasks for row in _rows_of_task(results, task, candidate)]
+    return [row for task in results.tasks for row in _rows_of_task(task, candidate)]
 
 
 def average_rows(results: Results, candidate: str | None) -> list[Row]:
-    """Return a row for each average."""
-    return [_row_of_average(results, average, candidate) for average in results.averages]
+    """Return a row for each average that covers a task."""
+    return [_row_of_average(average, candidate) for average in results.averages if average.tasks]
 
 
 def task_titles(results: Results) -> dict[str, str]:
@@ -69,28 +69,25 @@ def floor_notes(results: Results) -> list[str]:
     reference = one_line(results.checkpoints[0])
     return [
         f"floor: {reference} does not beat chance by {join_names(list(names))} on {join_names(tasks)}, "
-        f"so no average counts {'it' if len(tasks) == 1 else 'them'}."
+        "where its delta and gap say little."
         for names, tasks in groups.items()
     ]
 
 
-def average_notes(results: Results) -> list[str]:
-    """Name the tasks each average covers, and those it leaves out with the reason."""
+def average_notes(results: Results, *, left_out: bool = True) -> list[str]:
+    """Name the tasks each average covers and, unless told not to, those it leaves out with the reason."""
     titles = task_titles(results)
     notes = []
     for average in results.averages:
-        covered = (
-            ", ".join(titles.get(task, one_line(task)) for task in average.tasks)
-            if average.tasks
-            else "no task"
-        )
+        covered = ", ".join(titles.get(task, one_line(task)) for task in average.tasks) or "no task"
+        note = f"average of {num_tasks(average)}, {one_line(average.name)}: {covered}."
         reasons: dict[str, list[str]] = {}
         for task, reason in average.excluded.items():
             reasons.setdefault(one_line(reason), []).append(titles.get(task, one_line(task)))
-        left_out = "; ".join(f"{', '.join(tasks)} ({reason})" for reason, tasks in reasons.items())
-        notes.append(
-            f"{one_line(average.name)}: {covered}." + (f" Not in it: {left_out}." if left_out else "")
-        )
+        if reasons and left_out:
+            without = "; ".join(f"{', '.join(tasks)} ({reason})" for reason, tasks in reasons.items())
+            note += f" Not in it: {without}."
+        notes.append(note)
     return notes
 
 
@@ -112,54 +109,65 @@ def unscored_notes(results: Results) -> list[str]:
     ]
 
 
-def _rows_of_task(results: Results, task: TaskResult, candidate: str | None) -> list[Row]:
+def _rows_of_task(task: TaskResult, candidate: str | None) -> list[Row]:
     title = one_line(task.title or task.task)
-    metrics = list(dict.fromkeys(_kind(cell.metric) for cell in task.cells))
-    if not metrics:
-        return [Row(task.task, title, "", False, {}, {}, None, task.num_joined, task.floor)]
+    groups = metric_groups(task.cells)
+    if not groups:
+        return [Row(task.task, title, False, {}, {}, None, task.num_joined, task.floor)]
     rows = []
-    for index, metric in enumerate(metrics):
-        plain = any(cell.unit != "fraction" for cell in task.cells if _kind(cell.metric) == metric)
-        same = [cell for cell in task.cells if _kind(cell.metric) == metric and cell.estimate]
-        cells = {
-            (cell.checkpoint, cell.protocol): cell for cell in reversed(same)
-        }  # the first of a kind wins
-        # Deltas belong to the headline metric unless they say otherwise.
-        deltas = {
-            delta.protocol: delta.estimate
-            for delta in task.deltas
-            if delta.candidate == candidate and _kind(getattr(delta, "metric", metrics[0])) == metric
-        }
-        gap = _gap(task, candidate) if index == 0 else None
-        name = f"{title} {metric}" if is_perplexity(metric) or len(metrics) > 1 else title
+    for cells in groups:
+        shown = {(cell.checkpoint, cell.protocol): cell for cell in cells}
+        name = f"{title} {metric_name(cells[0])}" if len(groups) > 1 or is_perplexity(cells[0]) else title
+        # Deltas and gaps are of the headline metric; what is shown beside it has none.
+        headline = cells[0].headline
+        deltas = _deltas(task, candidate) if headline else {}
+        gap = _gap(task, candidate) if headline else None
         num_items = gap.num_items if gap else _most_items(cells)
-        rows.append(Row(task.task, name, metric, plain, cells, deltas, gap, num_items, task.floor))
+        plain = cells[0].unit != "fraction"
+        rows.append(Row(task.task, name, plain, shown, deltas, gap, num_items, task.floor))
     return rows
 
 
-def _row_of_average(results: Results, average: Average, candidate: str | None) -> Row:
+def _row_of_average(average: Average, candidate: str | None) -> Row:
     cells = {(cell.checkpoint, cell.protocol): cell for cell in average.cells if cell.estimate}
-    deltas = {delta.protocol: delta.estimate for delta in average.deltas if delta.candidate == candidate}
-    gap = _gap(average, candidate)
-    metric = average.cells[0].metric if average.cells else ""
-    num_items = gap.num_items if gap else _most_items(cells)
-    name = f"{one_line(average.name)} ({len(average.tasks)} task{'' if len(average.tasks) == 1 else 's'})"
-    return Row(average.name, name, metric, False, cells, deltas, gap, num_items, (), tuple(average.tasks))
+    deltas, gap = _deltas(average, candidate), _gap(average, candidate)
+    num_items = gap.num_items if gap else _most_items(average.cells)
+    title = f"average of {num_tasks(average)}"
+    return Row(average.name, title, False, cells, deltas, gap, num_items, (), tuple(average.tasks))
 
 
-def _kind(metric: str) -> str:
-    """Fold the engines' names of accuracy-like metrics into one, so that both protocols share a row."""
-    return "perplexity" if is_perplexity(metric) else "accuracy"
+def metric_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Group the cells that have a value: the headline ones (metrics may differ by protocol), then each other metric."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: not cell.headline):
+        if cell.estimate:
+            groups.setdefault("" if cell.headline else cell.metric, []).append(cell)
+    return list(groups.values())
+
+
+def metric_name(cell: Cell) -> str:
+    """Return a metric's name for readers: ``acc`` and ``acc_norm`` are accuracy."""
+    return "accuracy" if cell.metric in ("acc", "acc_norm") else one_line(cell.metric)
+
+
+def is_perplexity(cell: Cell) -> bool:
+    """Whether a cell is a perplexity: a plain number of which less is better."""
+    return cell.unit == "perplexity"
+
+
+def num_tasks(average: Average) -> str:
+    """Write ``5 tasks``."""
+    count = len(average.tasks)
+    return f"{count} task{'' if count == 1 else 's'}"
+
+
+def _deltas(result: TaskResult | Average, candidate: str | None) -> dict[str, Estimate]:
+    return {delta.protocol: delta.estimate for delta in result.deltas if delta.candidate == candidate}
 
 
 def _gap(result: TaskResult | Average, candidate: str | None) -> Estimate | None:
     return next((gap.estimate for gap in result.gaps if gap.candidate == candidate), None)
 
 
-def _most_items(cells: dict[tuple[str, str], Cell]) -> int:
-    return max((cell.estimate.num_items for cell in cells.values() if cell.estimate), default=0)
-
-
-def measured(row: Row) -> tuple[str, ...]:
-    """Return the protocols the row has any value under."""
-    return tuple(protocol for protocol in PROTOCOLS if any(key[1] == protocol for key in row.cells))
+def _most_items(cells: Iterable[Cell]) -> int:
+    return max((cell.estimate.num_items for cell in cells if cell.estimate), default=0)

@@ -11,8 +11,6 @@ _HIDDEN = re.compile(
     "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufffe\\uffff]"
 )
 
-PERPLEXITIES = frozenset({"perplexity", "word_perplexity", "byte_perplexity", "ppl"})
-
 
 def visible(text: object) -> str:
     """Return ``text`` with characters that hide or reorder text written out (``\\x1b``); newline and tab stay."""
@@ -22,11 +20,6 @@ def visible(text: object) -> str:
 def one_line(text: object) -> str:
     """Return ``visible`` text with every run of whitespace as one space, for names and table cells."""
     return " ".join(visible(text).split())
-
-
-def is_perplexity(metric: str) -> bool:
-    """Whether a metric is shown as a plain number (a perplexity) instead of as a percentage."""
-    return metric in PERPLEXITIES
 
 
 def number(value: float | None, *, plain: bool = False, signed: bool = False) -> str:

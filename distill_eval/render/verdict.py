@@ -1,6 +1,6 @@
 """The one sentence a reader takes away, the same in every output."""
 
-from distill_eval.render.rows import Row, average_rows, candidates, task_rows
+from distill_eval.render.rows import Row, average_rows, candidates, task_rows, task_titles
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Estimate, Results
@@ -39,7 +39,12 @@ def _sentence(results: Results, candidate: str) -> str:
         return _without_gap(results, candidate)
     gap, tasks = row.gap, row.tasks or ()
     label, reference = one_line(candidate), one_line(results.checkpoints[0])
-    where = f"on average over {len(tasks)} tasks" if len(tasks) != 1 else f"on {one_line(tasks[0])} alone"
+    titles = task_titles(results)
+    where = (
+        f"on average over {len(tasks)} tasks"
+        if len(tasks) != 1
+        else f"on {titles.get(tasks[0], one_line(tasks[0]))} alone"
+    )
     sentence = f"{_standing(label, reference, row)}, {where}: gap {number(gap.value)} pp {interval(gap)}"
     if not excludes_zero(gap):
         return f"{sentence}, an interval that includes 0: these items do not show that the two protocols disagree."

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, Record
+from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, PROTOCOLS, Record
 from distill_eval.schema.results import Average, Cell, Delta, Estimate, Gap, Results, TaskResult
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -73,9 +73,8 @@ def make_results(
                        num_items if gaps else 0)
         )  # fmt: skip
     tasks.append(make_lambada((reference, *candidates)))
-    return Results(
-        (reference, *candidates), tuple(tasks), (make_average(reference, candidates, tasks),), notes
-    )
+    averages = make_averages(reference, candidates, tasks)
+    return Results((reference, *candidates), tuple(tasks), averages, notes)
 
 
 def make_lambada(checkpoints: tuple[str, ...]) -> TaskResult:
@@ -98,42 +97,59 @@ def make_lambada(checkpoints: tuple[str, ...]) -> TaskResult:
     return TaskResult("lambada", "LAMBADA", "language modelling", "higher", tuple(cells), tuple(deltas), ())
 
 
-def make_average(reference: str, candidates: tuple[str, ...], tasks: list[TaskResult]) -> Average:
-    """The unweighted mean of tasks that have a gap and are not on the floor."""
-    covered = [task for task in tasks if task.gaps and not task.floor]
-    excluded = {task.task: "one protocol only" for task in tasks if not task.gaps}
-    excluded |= {task.task: "floor" for task in tasks if task.floor}
+def make_averages(
+    reference: str, candidates: tuple[str, ...], tasks: list[TaskResult]
+) -> tuple[Average, ...]:
+    """The two averages of the analysis: over tasks with both protocols, and over all generation."""
+    both = make_average("both protocols", PROTOCOLS, reference, candidates, tasks)
+    generation = make_average("generation (all)", (GENERATIVE,), reference, candidates, tasks)
+    return (both, generation) if generation.tasks not in ((), both.tasks) else (both,)
+
+
+def make_average(
+    name: str,
+    protocols: tuple[str, ...],
+    reference: str,
+    candidates: tuple[str, ...],
+    tasks: list[TaskResult],
+) -> Average:
+    """The unweighted mean of tasks that have these protocols and are not on the floor under one of them."""
+    covered, excluded = [], {}
+    for task in tasks:
+        lacking = [p for p in protocols if all(cell.protocol != p for cell in task.cells)]
+        if lacking:
+            excluded[task.task] = f"no {'generation' if lacking[0] == GENERATIVE else 'log-likelihood'} side"
+        elif set(task.floor) & set(protocols):
+            excluded[task.task] = f"floor: {reference} does not beat chance under generation"
+        else:
+            covered.append(task)
 
     def mean(values: list[float], half: float) -> Estimate:
-        return estimate(
-            100 * sum(values) / max(len(values), 1), half, sum(task.num_joined for task in covered)
-        )
+        num_items = sum(task.cells[0].estimate.num_items for task in covered)
+        return estimate(100 * sum(values) / len(values), half, num_items)
 
     cells, deltas, gaps = [], [], []
-    for checkpoint in (reference, *candidates):
-        for protocol in (LOGLIKELIHOOD, GENERATIVE):
+    for protocol in protocols if covered else ():
+        for checkpoint in (reference, *candidates):
             values = [
                 cell.estimate.value
                 for task in covered
                 for cell in task.cells
-                if cell.checkpoint == checkpoint and cell.protocol == protocol and cell.estimate
+                if (cell.checkpoint, cell.protocol) == (checkpoint, protocol)
             ]
-            cells.append(Cell(checkpoint, protocol, "accuracy", mean(values, 0.8)))
-    for candidate in candidates:
-        for protocol in (LOGLIKELIHOOD, GENERATIVE):
+            cells.append(Cell(checkpoint, protocol, "mean", mean(values, 0.8)))
+        for candidate in candidates:
             values = [
                 delta.estimate.value
                 for task in covered
                 for delta in task.deltas
-                if delta.candidate == candidate and delta.protocol == protocol
+                if (delta.candidate, delta.protocol) == (candidate, protocol)
             ]
             deltas.append(Delta(candidate, protocol, mean(values, 0.9)))
+    for candidate in candidates if covered and len(protocols) == 2 else ():
         values = [gap.estimate.value for task in covered for gap in task.gaps if gap.candidate == candidate]
         gaps.append(Gap(candidate, mean(values, 1.1)))
-    if not covered:
-        cells, deltas, gaps = [], [], []
-    names = tuple(task.task for task in covered)
-    return Average("average", names, excluded, tuple(cells), tuple(deltas), tuple(gaps))
+    return Average(name, tuple(t.task for t in covered), excluded, tuple(cells), tuple(deltas), tuple(gaps))
 
 
 def make_records(

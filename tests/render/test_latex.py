@@ -25,6 +25,19 @@ def test_escapes():
     assert escape("[x]").startswith("{}[")
 
 
+def test_two_averages_are_told_apart(made):
+    text = render_table1(made.results())
+    assert "Avg. (5)" in text
+    assert "Avg. (7)" in text
+    assert "Average of 7 tasks, generation (all)" in text
+
+
+def test_a_perplexity_is_best_when_low(made):
+    lines = render_table1(made.results(("first", "second"))).splitlines()
+    assert r"\textbf{5.93}" in next(line for line in lines if line.startswith("first"))
+    assert r"6.55 &" in next(line for line in lines if line.startswith("second"))
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 @pytest.mark.parametrize("intervals", [False, True])
 def test_compiles(made, tmp_path, intervals):

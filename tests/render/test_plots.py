@@ -30,3 +30,13 @@ def test_words_for_who_cannot_see_it(made):
         "student, ARC-Easy: log-likelihood -0.5 [-2.1, 1.1], generation -15.6 [-17.2, -14.0]"
         in chart_text(made.results())
     )
+
+
+def test_names_are_not_formulas_and_any_script_is_drawn(made):
+    svg = gap_chart(made.results(("$x$_1 学生 <b>",)))
+    assert "$x$_1 学生 <b> minus teacher" in " ".join(ElementTree.fromstring(svg).itertext())
+
+
+def test_the_gap_is_written_beside_its_bar(made):
+    text = " ".join(ElementTree.fromstring(gap_chart(made.results())).itertext())
+    assert "+15.1 [13.2, 17.0]" in text

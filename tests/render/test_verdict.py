@@ -17,7 +17,7 @@ def test_behind_when_it_must_generate(made):
 
 def test_an_interval_that_includes_zero_is_said_to(made):
     results = made.results()
-    [average] = results.averages
+    average = results.averages[0]
     unsure = replace(average, gaps=(Gap("student", Estimate(0.02, -0.01, 0.05, 100, 100, "")),))
     text = verdict(replace(results, averages=(unsure,)))
     assert "includes 0" in text
