@@ -1,12 +1,13 @@
 """The report: one self-contained page that needs no network and no script."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from distill_eval.content import content_path
+from distill_eval.render.examples import find_examples
 from distill_eval.render.plots import chart_text, gap_chart
 from distill_eval.render.rows import (
-    PROTOCOL_NAMES,
     Row,
     average_notes,
     average_rows,
@@ -22,9 +23,6 @@ from distill_eval.schema.results import Results
 
 if TYPE_CHECKING:
     import pandas as pd
-
-EXAMPLES_PER_TASK = 8
-LONGEST_TEXT = 4000
 
 
 def render_report(
@@ -54,18 +52,22 @@ def render_report(
         chart=_inline(chart) if chart else None,
         chart_text=chart_text(results),
         differs=[(task.title, task.differs) for task in results.tasks if task.differs],
-        examples=_examples(results, frame) if frame is not None and len(frame) else [],
+        examples=find_examples(results, frame) if frame is not None and len(frame) else [],
         provenance=provenance,
         facts=_facts(provenance),
     )
 
 
 def _inline(svg: bytes) -> Any:
-    """Strip the XML prologue, which is no part of a page; the SVG is our own, its texts escaped by matplotlib."""
+    """Strip what only a file of its own needs: prologue, RDF metadata and name spaces, which are addresses of the web.
+
+    The SVG is our own; names in it were escaped by matplotlib.
+    """
     from markupsafe import Markup
 
     text = svg.decode()
-    return Markup(text[text.index("<svg") :])
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return Markup(re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text))
 
 
 def _table(results: Results, candidate: str | None) -> dict[str, Any]:
@@ -112,49 +114,6 @@ def _cells(row: Row, checkpoints: list[str]) -> dict[str, Any]:
     }
 
 
-def _examples(results: Results, frame: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Items that a candidate ranks right and generates wrong: what the gap is made of."""
-    found = []
-    for task in results.tasks:
-        rows = frame[frame["task"] == task.task]
-        for candidate in results.checkpoints[1:] or results.checkpoints:
-            mine = rows[rows["checkpoint"] == candidate]
-            ranked = mine[(mine["protocol"] == LOGLIKELIHOOD) & (mine["score"] == 1)]["item_key"]
-            wrong = mine[(mine["protocol"] == GENERATIVE) & (mine["score"] == 0)]
-            wrong = wrong[wrong["item_key"].isin(set(ranked))].sort_values(["item_key", "seed"])
-            if len(wrong):
-                shown = wrong.drop_duplicates("item_key").head(EXAMPLES_PER_TASK)
-                found.append(
-                    {
-                        "title": task.title,
-                        "candidate": candidate,
-                        "num_items": wrong["item_key"].nunique(),
-                        "items": [_example(record) for record in shown.to_dict("records")],
-                    }
-                )
-    return found
-
-
-def _example(record: Mapping[str, Any]) -> dict[str, str]:
-    extracted = record["extracted"]
-    return {
-        "key": record["item_key"],
-        "prompt": _cut(record["prompt"]),
-        "output": _cut(record["output"]),
-        "target": _cut(record["target"]),
-        # A missing text is NA in a data frame, which is not equal even to itself.
-        "extracted": _cut(extracted) if isinstance(extracted, str) else "nothing",
-        "facts": f"{record['num_output_tokens']} tokens, finished by {record['finish_reason']}",
-    }
-
-
-def _cut(text: Any) -> str:
-    text = visible(text)
-    return (
-        text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} ... ({len(text) - LONGEST_TEXT} more)"
-    )
-
-
 def _facts(provenance: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Provenance as titled lists of (name, value) for the page's last section."""
     groups = [
@@ -169,12 +128,39 @@ def _facts(provenance: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str
             (f"probe: {probe['name']}", f"{'passed' if probe['passed'] else 'FAILED'}, {probe['detail']}")
             for probe in run.get("probes", ())
         ]
+        seconds = [("seconds", _value(run["seconds"]))] if run.get("seconds") else []
         title = f"Run of {one_line(run.get('checkpoint', ''))}"
-        groups.append((title, [*_pairs(run.get("numerics", {})), *probes, *_pairs(run.get("counts", {}))]))
-    for title, key in (("Settings", "options"), ("Versions", "versions"), ("Hardware", "hardware")):
+        groups.append(
+            (title, [*_pairs(run.get("numerics", {})), *probes, *_pairs(run.get("counts", {})), *seconds])
+        )
+    if provenance.get("tasks"):
+        groups.append(("Tasks", [_task_settings(task) for task in provenance["tasks"]]))
+    sections = {
+        "options": "Settings",
+        "versions": "Versions",
+        "hardware": "Hardware",
+        "engine_seconds": "Engine seconds",
+    }
+    for key, title in sections.items():
         if provenance.get(key):
             groups.append((title, _pairs(provenance[key])))
-    return groups
+    moment = {key: provenance[key] for key in ("created", "git_revision") if provenance.get(key)}
+    return [*groups, ("Made", _pairs(moment))] if moment else groups
+
+
+def _task_settings(task: Mapping[str, Any]) -> tuple[str, str]:
+    """One line on what either engine was told, from the task file as recorded."""
+    parts = []
+    if side := task.get("loglikelihood"):
+        names = ", ".join(side.get("tasks", ()))
+        parts.append(f"lm-eval {names}: {side.get('metric')}, {side.get('num_fewshot')} shots")
+    if side := task.get("generative"):
+        parts.append(
+            f"EvalScope {side.get('benchmark')}: {side.get('metric')}, {side.get('num_fewshot')} shots"
+        )
+    if task.get("num_selected") is not None:
+        parts.append(f"{task['num_selected']} items")
+    return one_line(task.get("title") or task.get("name")), one_line("; ".join(parts))
 
 
 def _pairs(values: Mapping[str, Any], skip: Iterable[str] = ()) -> list[tuple[str, str]]:
@@ -191,6 +177,3 @@ def _value(value: Any) -> str:
         if not isinstance(value, float)
         else f"{value:g}"
     )
-
-
-__all__ = ["PROTOCOL_NAMES", "render_report"]

@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from distill_eval.analysis import records_frame
+from distill_eval.analysis import compare_records, records_frame
+from distill_eval.catalog import load_catalog
 from distill_eval.render.html import render_report
 
 HOSTILE = "</pre><script>alert('x')</script> \u202e \x1b[31m {{ 7 * 7 }} & <b>"
@@ -58,7 +59,9 @@ def test_well_formed_and_self_contained(page):
     assert all(link.startswith("#") for link in parsed.links)
     assert "script" not in parsed.tags
     assert "@import" not in page
-    assert "url(http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
+    assert "default-src 'none'" in page  # should a script slip in, the browser refuses it
 
 
 def test_what_models_wrote_is_text(page):
@@ -75,7 +78,8 @@ def test_says_what_matters(page):
     assert "17.1 pp behind when it must generate" in text
     assert "FAILED" in text  # a probe
     assert "distill-eval compare teacher=org/teacher-7b" in text
-    assert "11 items, 8 shown" in text
+    assert "wrong, read as nothing; 48 tokens, cut off at the length limit" in text
+    assert "11 of 40 items" in text
 
 
 def test_one_checkpoint_and_no_records(made):
@@ -83,6 +87,16 @@ def test_one_checkpoint_and_no_records(made):
     parsed = Page(render_report(results, {}, None))
     assert parsed.open == []
     assert "svg" not in parsed.tags
+
+
+def test_from_records_through_the_analysis(made):
+    """What the analysis really gives, instead of what is made up here."""
+    frame = records_frame(made.records())
+    results = compare_records(frame, load_catalog().tasks.values(), ["teacher", "student"])
+    text = " ".join("".join(Page(render_report(results, {}, frame)).text).split())
+    assert "35.0 pp behind when it must generate, on ARC-Easy alone" in text  # 14 of 40
+    assert "average of 1 task, both protocols: ARC-Easy" in text
+    assert "11 of 40 items" in text
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
