@@ -48,6 +48,7 @@ class CheckpointRun:
     counts: Counts = field(default_factory=Counts)
     numerics: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def plan_tasks(
@@ -149,6 +150,7 @@ def run_checkpoint(
     if scored:
         report(scored[-1].task.name, len(scored), len(scored))
     run.counts = client.counts
+    run.notes = backend.notes
     return run
 
 

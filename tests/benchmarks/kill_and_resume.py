@@ -1,6 +1,6 @@
 """Kill a comparison at random moments, start it again, and compare with a run nobody disturbed.
 
-    python -m tests.benchmarks.kill_and_resume CHECKPOINT CHECKPOINT --kills 20 --suite demo --limit 10
+    python -m tests.benchmarks.kill_and_resume CHECKPOINT CHECKPOINT --kills 20 --run "--suite demo --limit 10"
 
 Equal means: log-likelihood records bitwise the same; generated text the same, but for near-ties (a top-2 margin
 below 1e-4 where the texts part), which are counted. No committed response may be computed twice: what the second
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -27,8 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoints", nargs=2)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--suite", default="demo")
-    parser.add_argument("--limit", default="10")
+    parser.add_argument("--run", default="--suite demo --limit 10", help="flags of compare")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     arguments = parser.parse_args()
@@ -44,7 +44,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict:
     """Run undisturbed once, then ``--kills`` times killed and resumed, each from an empty cache."""
     command = [
         sys.executable, "-m", "distill_eval.cli.main", "compare", *arguments.checkpoints,
-        "--suite", arguments.suite, "--limit", arguments.limit, "--dtype", "float32", "--json",
+        *shlex.split(arguments.run), "--dtype", "float32", "--json",
     ]  # fmt: skip
     # Converted checkpoints are kept apart from the responses, so that every run starts at the same point.
     prepared = folder / "prepared"

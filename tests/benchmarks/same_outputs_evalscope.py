@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=50)
     parser.add_argument("--tasks", default=TASKS)
     parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     data_dir = resolve_data_dir(None)
@@ -79,7 +80,11 @@ def compare(
     task: Any, checkpoint: Any, arguments: argparse.Namespace, data_dir: Path | None
 ) -> dict[str, Any]:
     options = RunOptions(
-        sampling=GREEDY, max_new_tokens=arguments.max_new_tokens, dtype="float32", device="cpu", seeds=(0,)
+        sampling=GREEDY,
+        max_new_tokens=arguments.max_new_tokens,
+        dtype="float32",
+        device=arguments.device,
+        seeds=(0,),
     )
     loaded = generative.load(task, data_dir)
     selected = items.select_keys((item.key for item in loaded.items), arguments.items, 0)
@@ -97,7 +102,7 @@ def compare(
         backend.close()
         records = generative.score(loaded, selected, client, options, 0)
         client.store.close()
-    baseline = run_baseline(task, loaded, selected, checkpoint, arguments.max_new_tokens)
+    baseline = run_baseline(task, loaded, selected, checkpoint, arguments.max_new_tokens, arguments.device)
     differences = []
     for key, response in zip(chosen, responses, strict=True):
         position = first_difference(response.tokens, baseline.tokens[key])
@@ -132,7 +137,7 @@ def compare(
 
 
 def run_baseline(
-    task: Any, loaded: Any, selected: frozenset, checkpoint: Any, max_new_tokens: int
+    task: Any, loaded: Any, selected: frozenset, checkpoint: Any, max_new_tokens: int, device: str
 ) -> Baseline:
     """Run EvalScope's local backend over the selected items, keeping the token ids it saw and made."""
     from evalscope.api.registry import BENCHMARK_REGISTRY
@@ -200,7 +205,7 @@ def run_baseline(
             meta.name,
             {},
             model=Recording(
-                str(checkpoint.folder), precision="torch.float32", device_map="cpu", enable_thinking=False
+                str(checkpoint.folder), precision="torch.float32", device_map=device, enable_thinking=False
             ),
             model_id="baseline",
             eval_type="custom",
@@ -239,7 +244,7 @@ def write(arguments: argparse.Namespace, label: str, report: dict[str, Any]) -> 
     versions = {name: importlib.metadata.version(name) for name in ("evalscope", "transformers", "torch")}
     known[label] = {
         "command": " ".join(["python", "-m", "tests.benchmarks.same_outputs_evalscope", *sys.argv[1:]]),
-        "settings": "greedy, fp32, CPU; EvalScope's local backend at batch size 1",
+        "settings": f"greedy, fp32, {arguments.device}; EvalScope's local backend at batch size 1",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS')} threads",
         "versions": versions | {"python": platform.python_version()},
         "near_tie_below": NEAR_TIE,

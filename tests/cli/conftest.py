@@ -29,7 +29,7 @@ max_new_tokens: 8
 """
 
 
-def write_task(
+def _write_task(
     folder: Path, name: str = "tiny", text: str = TASK, rows: Sequence[dict] | None = None
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,6 +37,12 @@ def write_task(
     lines = [json.dumps({"subset": "default", **row}) for row in (QUESTIONS if rows is None else rows)]
     (folder / "tiny.jsonl").write_text("".join(line + "\n" for line in lines))
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_task() -> Callable[..., Path]:
+    """A maker of a tasks folder with one task over its own items."""
+    return _write_task
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def world(
     return {
         "teacher": tiny_model_folder("teacher", seed=0),
         "student": tiny_model_folder("student", seed=1),
-        "tasks": write_task(tmp_path / "tasks"),
+        "tasks": _write_task(tmp_path / "tasks"),
         "out": tmp_path / "out",
         "cache": tmp_path / "cache",
     }

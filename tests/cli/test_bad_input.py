@@ -22,13 +22,30 @@ def snapshot(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def original(
+    tiny_model_folder: Callable, write_task: Callable, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with two checkpoints, a task, a cache and one good run of them."""
+    folder = tmp_path_factory.mktemp("original")
+    for seed, name in enumerate(("teacher", "student")):
+        shutil.move(tiny_model_folder(name, seed=seed), folder / name)
+    write_task(folder / "tasks")
+    environment = {name: value for name, value in os.environ.items() if name != "DISTILL_EVAL_DATA"}
+    subprocess.run(
+        [sys.executable, "-m", "distill_eval.cli.main", "compare", folder / "teacher", folder / "student",
+         "--tasks", "tiny", "--tasks-dir", folder / "tasks", "--cache-dir", folder / "cache", "--out", folder / "out",
+         "--greedy", "--json"], check=True, capture_output=True, env=environment)  # fmt: skip
+    return folder
+
+
 @pytest.fixture
-def finished(world: dict[str, Path], command: Callable) -> dict[str, Path]:
-    """The world after one good run, which nothing below may damage."""
-    result = command("compare", world["teacher"], world["student"], "--tasks", "tiny", "--tasks-dir", world["tasks"],
-                     "--out", world["out"], "--greedy", "--json")  # fmt: skip
-    assert result.code == 0, result.err
-    return world
+def finished(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A copy of that folder, to be damaged."""
+    folder = shutil.copytree(original, tmp_path / "world")
+    monkeypatch.setenv("DISTILL_EVAL_CACHE", str(folder / "cache"))
+    monkeypatch.delenv("DISTILL_EVAL_DATA", raising=False)
+    return {name: folder / name for name in ("teacher", "student", "tasks", "out", "cache")}
 
 
 # Each case damages the world or the command line, and names words its one line must contain.
@@ -63,7 +80,7 @@ def malformed_config(world, args):
 def truncated_safetensors(world, args):
     weights = world["student"] / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 1000)
-    return ("model.safetensors", "truncated")
+    return ("model.safetensors", "cut short")
 
 
 @case
@@ -81,9 +98,19 @@ def no_tokenizer(world, args):
 
 @case
 def wrong_tokenizer(world, args):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(world["student"])
+    tokenizer.add_tokens([f"<more-{number}>" for number in range(200)])
+    tokenizer.save_pretrained(world["student"])
+    return ("student", "tokenizer")
+
+
+@case
+def vocabulary_mismatch(world, args):
     config = json.loads((world["student"] / "config.json").read_text())
     (world["student"] / "config.json").write_text(json.dumps({**config, "vocab_size": 17}))
-    return ("tokenizer", "17")
+    return ("vocab_size 17", "embedding")
 
 
 @case
@@ -315,11 +342,11 @@ def test_read_only_output(finished: dict[str, Path], command: Callable, tmp_path
     reason="needs root to mount a tiny disk",
 )
 def test_full_disk(world: dict[str, Path], command: Callable, tmp_path: Path) -> None:
-    """A disk of 64 KiB: the cache cannot be written; one line says so."""
+    """A disk of 16 KiB holds no run folder; one line says so."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("this machine does not let root mount a tmpfs")

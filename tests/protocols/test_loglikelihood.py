@@ -102,6 +102,38 @@ def test_lambada_keeps_accuracy_and_log_likelihood(client, mirror, lambada):
         assert record.scores["perplexity"] == record.choice_logprobs[0] < 0
 
 
+def test_whole_texts_keep_log_likelihood_and_length(torch_client, mirror, engine_task):
+    pages = [{"page": "seven boats left the harbour before the rain " * 3}, {"page": "a baker sells bread"}]
+    folder = mirror("EleutherAI/wikitext_document_level", pages, "test", "wikitext-2-raw-v1")
+    key = ItemKey(("page",), subset="")
+    task = engine_task("wikitext", "EleutherAI/wikitext_document_level", "word_perplexity", key)
+    loaded = loglikelihood.load(task, folder)
+    records = loglikelihood.run(loaded, frozenset(loaded.places), torch_client(max_length=16), RunOptions())
+    assert [record.scores["word_perplexity_length"] for record in records] == [25.0, 4.0]
+    for record in records:
+        assert record.score == record.choice_logprobs[0] < 0
+        assert record.num_output_tokens > record.num_prompt_tokens == 1
+
+
+def test_benchmarks_no_mirror_has_work_on_made_data(client, mirror, engine_task):
+    row = {"question": "哪一个是颜色？", "A": "桥", "B": "蓝", "C": "船", "D": "钟", "answer": "B"}
+    folder = mirror("ceval/ceval-exam", [{"id": 0, **row}], "val", "law")
+    key = ItemKey(("question",), ("A", "B", "C", "D"))
+    loaded = loglikelihood.load(engine_task("ceval-valid_law", "ceval/ceval-exam", "acc", key), folder)
+    (record,) = loglikelihood.run(loaded, frozenset(loaded.places), client, RunOptions())
+    assert (record.subset, record.target) == ("law", "蓝")
+    assert record.extracted == dict(zip("ABCD", loaded.items[0].options, strict=True))[record.output]
+
+    choices = ["Boats float.", "Boats sing.", "Boats sleep."]
+    row = {"question": "What do boats do?", "mc1_targets": {"choices": choices, "labels": [1, 0, 0]}}
+    folder = mirror("truthfulqa/truthful_qa", [row], "validation", "multiple_choice")
+    key = ItemKey(("question",), ("mc1_targets.choices",), subset="")
+    loaded = loglikelihood.load(engine_task("truthfulqa_mc1", "truthfulqa/truthful_qa", "acc", key), folder)
+    (record,) = loglikelihood.run(loaded, frozenset(loaded.places), client, RunOptions())
+    assert record.target == "Boats float."
+    assert len(record.choice_logprobs) == 3
+
+
 def test_chat_template_with_system_prompt_and_thinking_off(client, own):
     template = (
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"

@@ -51,6 +51,13 @@ def test_empty_and_missing_data(mirror, tmp_path, hellaswag, lambada, swag_row):
     assert "cannot load dataset 'Rowan/hellaswag'" in refused(DataError, hellaswag(), folder)
 
 
+def test_a_hub_that_cannot_be_reached(lambada):
+    message = refused(DataError, lambada)
+    assert message.startswith("task 'lambada_openai': dataset 'EleutherAI/lambada_openai'")
+    assert "split 'test'" in message
+    assert "could not be loaded from the hub; go online, or fetch a mirror" in message
+
+
 def test_a_split_under_another_name_is_missing(mirror, hellaswag, swag_row):
     message = refused(DataError, hellaswag(), mirror("Rowan/hellaswag", [swag_row("1")], "train"))
     assert "'validation'" in message
