@@ -155,9 +155,11 @@ def _conclude(
     results = compare_records(frame, tasks, [checkpoint.label for checkpoint in checkpoints])
     results = replace(results, notes=(*notes, *results.notes))
     facts = describe(checkpoints, planned, runs, options, template)
+    table = latex.render_table1(results)
     files = {
         "report.html": html.render_report(results, facts, frame).encode(),
-        "table1.tex": latex.render_table1(results).encode(),
+        "table1.tex": latex.render_document(table).encode(),
+        "table1_body.tex": table.encode(),
     }
     write_run(out, records=records, results=results, provenance=facts, files=files)
     return Comparison(out, results, facts)

@@ -205,11 +205,12 @@ def _load(task: TaskSpec, adapter: Any, data_dir: Path | None) -> None:
         adapter.load_dataset()
     except (DataError, TaskError):
         raise
-    except (OSError, ValueError, AssertionError, DatasetsError) as error:
+    except (OSError, ValueError, AssertionError, DatasetsError, StopIteration) as error:
         # Unreachable, damaged, an unknown split or config, or fewer rows to draw examples from than wanted.
         if data_dir is None and isinstance(error, OSError):
             raise missing_dataset(spec.dataset, data_dir, task=task.name) from error
-        said = str(error.__cause__ or error).strip() or type(error).__name__
+        empty = isinstance(error, StopIteration)  # what ``datasets`` makes of a file without rows
+        said = "it has no rows" if empty else str(error.__cause__ or error).strip() or type(error).__name__
         raise DataError(
             f"task '{task.name}': dataset '{spec.dataset}' cannot be used: {said.splitlines()[0]} "
             f"({task.source_file})"

@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """What EvalScope made of one answer; without ``scores`` it did not score it and ``note`` says why."""
+    """What EvalScope made of one answer; without ``scores`` it did not score it and ``note`` says why.
+
+    ``code``: how the answer's code ended, for tasks that run it.
+    """
 
     scores: dict[str, float]
     extracted: str
     note: str
+    code: str = ""
 
 
 def plain_messages(sample: Any) -> Messages:
@@ -78,7 +82,7 @@ def score_answers(
             eval_type="custom",
             work_dir=folder,
             # Scoring is the processor's work: threads only help where each waits for a process of its own.
-            eval_batch_size=os.cpu_count() or 1 if code_method else 1,
+            eval_batch_size=min(os.cpu_count() or 1, 16) if code_method else 1,
         )
         with registered(meta):
             reviews = read_reviews(run_task(config))
@@ -102,6 +106,7 @@ def read_reviews(folder: Path) -> dict[str, Review]:
                     scores=_numbers(score["value"]),
                     extracted=score.get("extracted_prediction") or "",
                     note=score.get("explanation") or "",
+                    code=_code_result((score.get("metadata") or {}).get("execution_result")),
                 )
     return reviews
 
@@ -113,8 +118,12 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _with_note(review: Review, errors: list[str]) -> Review:
     if review.scores:
-        return Review(review.scores, review.extracted, "")
-    return Review({}, review.extracted, review.note or _first_line(errors, "EvalScope gave no score"))
+        return replace(review, note="")
+    return replace(review, note=review.note or _first_line(errors, "EvalScope gave no score"))
+
+
+def _code_result(result: Mapping[str, str] | None) -> str:
+    return ": ".join(filter(None, (result.get("result"), result.get("error")))) if result else ""
 
 
 def _first_line(errors: list[str], otherwise: str) -> str:

@@ -128,7 +128,7 @@ def score(
     records = []
     for key, prompt, response in zip(chosen, prompts, responses, strict=True):
         item, review = loaded.benchmark.items[key], reviews[key]
-        notes = prompt.notes | ({"code_sandbox": method} if method else {})
+        notes = prompt.notes | ({"code_sandbox": method, "code_result": review.code} if method else {})
         records.append(
             Record(
                 checkpoint=client.checkpoint.label,

@@ -7,7 +7,7 @@ Two ways; the first that works on this machine is used:
 
 Either way the code sees a file system of its own (the system's programs and this Python's standard
 library, all read-only, and an empty /tmp of 64 MiB), no network, no other process and an environment of
-four variables, and it runs under limits on memory, processes, CPU and wall time. As root it runs as nobody.
+four variables, and it runs under limits on memory, processes, CPU and wall time. Root runs it as nobody.
 
 This file imports the standard library only: it is also the program that sets the namespaces up and the
 one that runs the code inside (``python -I -S sandbox.py ...``).
@@ -256,9 +256,7 @@ def _unshare(libc: ctypes.CDLL) -> None:
             return
         # Root of a container that may not make namespaces: try as a plain user would, under another identity,
         # because the kernel does not limit the number of root's processes.
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        _become_nobody()
         _check(libc.prctl(4, 1, 0, 0, 0), "PR_SET_DUMPABLE")  # else /proc/self/uid_map belongs to root
     uid, gid = os.geteuid(), os.getegid()
     _check(libc.unshare(_NEW_USER | _NEW_NAMESPACES), "unshare")
@@ -314,11 +312,21 @@ def _drop_privileges(libc: ctypes.CDLL) -> None:
         if libc.prctl(24, capability, 0, 0, 0) != 0:  # PR_CAPBSET_DROP; fails past the last capability
             break
     if _is_root():
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
+        _become_nobody()
     _check(libc.prctl(38, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
     # A user other than root loses what capabilities are left at the exec that follows.
+
+
+def _become_nobody() -> None:
+    os.setgroups([])
+    # A user of its own for each program, because the kernel counts processes by user; a container may know
+    # no such numbers.
+    for user in (1_000_000_000 + secrets.randbelow(1_000_000_000), NOBODY):
+        with contextlib.suppress(OSError):
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            return
+    raise OSError("cannot become another user than root")
 
 
 def _check(result: int, what: str) -> None:

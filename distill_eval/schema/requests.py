@@ -70,8 +70,9 @@ class GenerateResponse:
 
     ``tokens``: new token ids, the end-of-sequence token (if it was drawn) included. ``text``: decoded
     without special tokens and cut before a stop string. ``finish_reason``: ``"stop"`` (end token),
-    ``"stop_string"`` or ``"length"``. ``margins``: per new token, the winner's lead over the runner-up
-    in the perturbed log-probabilities that decided it (noise included): what a near-tie is measured by.
+    ``"stop_string"`` or ``"length"``. ``margins``: per new token, how far the log-probabilities would have
+    had to move for another token: the lead over the runner-up (noise included), or the distance to the edge
+    of the top-k or top-p set where that decides. What a near-tie is measured by.
     """
 
     tokens: tuple[int, ...]

@@ -7,6 +7,9 @@ import pytest
 from distill_eval.protocols.evalscope_engine import import_evalscope
 from distill_eval.protocols.evalscope_math import one_math_child
 
+# Python 3.12 warns of what EvalScope does on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 OUTPUTS = (
     "\\boxed{18}", "", "\\boxed{}", "$\\frac{36}{2}$", "18%", "It costs $18.00.", "x = 18", "\\boxed{1,8}",
     "so \\boxed{\\text{18 apples}}", "eighteen", "17 + 1 = 18", "1.8e1", "\\boxed{18", "$\\sqrt{324}$ or 3",

@@ -351,6 +351,8 @@ class TestRefusals:
         data_dir = made_data("made/arc", {"ARC-Easy": {"test": arc_rows()}})
         task = arc_task(options={"keep": {"id": "none of them"}})
         self.refuse(DataError, "no row is left of dataset 'made/arc'", task, data_dir)
+        empty = made_data("made/arc", {"ARC-Easy": {"test": []}})
+        self.refuse(DataError, "dataset 'made/arc' cannot be used: it has no rows", arc_task(), empty)
 
     def test_no_such_data_set_split_or_config(self, made_data, tmp_path) -> None:
         self.refuse(DataError, "dataset 'made/arc' .*ARC-Easy.*test.*prefetch", arc_task(), tmp_path)

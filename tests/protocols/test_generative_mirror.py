@@ -119,6 +119,9 @@ class TestHumanEval:
         texts = iter([*bad, "```python\nwhile True: pass\n```"])
         records = run(task, canned_client(tiny_tokenizer), 4, lambda *_: next(texts))
         assert [record.score for record in records] == [0.0] * 4
+        ends = [record.metadata["code_result"] for record in records]
+        assert ends[0] == "failed: SystemExit: 0"
+        assert ends[3] == "timeout: still running after 4 s"
 
     def test_it_is_refused_without_a_sandbox(
         self, loaded, monkeypatch, canned_client, tiny_tokenizer

@@ -1,0 +1,106 @@
+"""The one sentence a reader takes away, the same in every output."""
+
+from distill_eval.render.rows import Row, average_rows, candidates, task_rows
+from distill_eval.render.text import interval, number, one_line
+from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
+from distill_eval.schema.results import Estimate, Results
+
+
+def verdict(results: Results) -> str:
+    """Return one plain sentence with numbers for each candidate, joined by spaces."""
+    return " ".join(sentence for _, sentence in verdicts(results))
+
+
+def verdicts(results: Results) -> tuple[tuple[str, str], ...]:
+    """Return (candidate, sentence) pairs; a share of the loss is named only where the gap's interval excludes 0."""
+    pairs = []
+    for candidate in candidates(results):
+        if candidate is None:
+            label = one_line(results.checkpoints[0]) if results.checkpoints else "no checkpoint"
+            pairs.append((label, f"{label} was evaluated alone: there is nothing to compare it with."))
+        else:
+            pairs.append((candidate, _sentence(results, candidate)))
+    return tuple(pairs)
+
+
+def headline(results: Results, candidate: str) -> Row | None:
+    """Return the row the verdict rests on: the first average with a gap; a gap on the floor is no headline."""
+    return next((row for row in average_rows(results, candidate) if row.gap), None)
+
+
+def excludes_zero(estimate: Estimate) -> bool:
+    """Whether the 95% interval lies wholly on one side of 0."""
+    return estimate.low > 0 or estimate.high < 0
+
+
+def _sentence(results: Results, candidate: str) -> str:
+    row = headline(results, candidate)
+    if row is None or row.gap is None:
+        return _without_gap(results, candidate)
+    gap, tasks = row.gap, row.tasks or ()
+    label, reference = one_line(candidate), one_line(results.checkpoints[0])
+    where = f"on average over {len(tasks)} tasks" if len(tasks) != 1 else f"on {one_line(tasks[0])} alone"
+    sentence = f"{_standing(label, reference, row)}, {where}: gap {number(gap.value)} pp {interval(gap)}"
+    if not excludes_zero(gap):
+        return f"{sentence}, an interval that includes 0: these items do not show that the two protocols disagree."
+    if gap.value > 0:
+        return f"{sentence}.{_share(row)}"
+    return f"{sentence}. Here log-likelihood makes {label} look worse than generation does."
+
+
+def _standing(label: str, reference: str, row: Row) -> str:
+    by_loglikelihood, by_generation = row.deltas.get(LOGLIKELIHOOD), row.deltas.get(GENERATIVE)
+    if by_loglikelihood is None or by_generation is None:
+        return f"{label} and {reference} differ between the protocols"
+    first, second = _points(by_loglikelihood), _points(by_generation)
+    if first == "level with":
+        return (
+            f"{label} is level with {reference} by log-likelihood and {_bare(second)} when it must generate"
+        )
+    return f"{label} is {first} {reference} by log-likelihood and {_bare(second)} when it must generate"
+
+
+def _points(delta: Estimate) -> str:
+    size = number(abs(delta.value))
+    if size == "0.0":
+        return "level with"
+    return f"{size} pp behind" if delta.value < 0 else f"{size} pp ahead of"
+
+
+def _bare(standing: str) -> str:
+    return {"level with": "level"}.get(standing, standing.removesuffix(" of"))
+
+
+def _share(row: Row) -> str:
+    """How much of the generation loss log-likelihood shows, when that loss is itself beyond doubt."""
+    by_loglikelihood, by_generation = row.deltas.get(LOGLIKELIHOOD), row.deltas.get(GENERATIVE)
+    if by_loglikelihood is None or by_generation is None or by_generation.high >= 0:
+        return ""
+    share = by_loglikelihood.value / by_generation.value
+    if share <= 0:
+        return " Log-likelihood shows none of the loss seen in generation."
+    return f" Log-likelihood shows {share:.0%} of the loss seen in generation."
+
+
+def _without_gap(results: Results, candidate: str) -> str:
+    label, reference = one_line(candidate), one_line(results.checkpoints[0])
+    rows = task_rows(results, candidate)
+    parts = []
+    for protocol, name in ((LOGLIKELIHOOD, "by log-likelihood"), (GENERATIVE, "when it must generate")):
+        row = next((r for r in average_rows(results, candidate) if protocol in r.deltas), None)
+        if row is None:
+            continue
+        delta = row.deltas[protocol]
+        num_tasks = len(row.tasks or ())
+        over = f"over {num_tasks} task{'s' if num_tasks != 1 else ''}"
+        parts.append(f"{_points(delta)} {reference} {name} {over} (delta {number(delta.value, signed=True)} pp "
+                     f"{interval(delta)})")  # fmt: skip
+    standing = f"{label} is {' and '.join(parts)}; but" if parts else f"{label} against {reference}:"
+    with_gap = [row for row in rows if row.gap]
+    if not with_gap:
+        why = "no task was measured under both protocols"
+    elif all(row.floor for row in with_gap):
+        why = f"{reference} does not beat chance under both protocols on any task"
+    else:
+        why = "no average covers a task with both protocols"
+    return f"{standing} no gap can be averaged: {why}."
