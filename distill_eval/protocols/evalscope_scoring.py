@@ -1,6 +1,7 @@
 """Let EvalScope score answers that are already there: its own run, with a model that looks them up."""
 
 import copy
+import gc
 import json
 import math
 import os
@@ -84,8 +85,16 @@ def score_answers(
             # Scoring is the processor's work: threads only help where each waits for a process of its own.
             eval_batch_size=min(os.cpu_count() or 1, 16) if code_method else 1,
         )
-        with registered(meta):
-            reviews = read_reviews(run_task(config))
+        # EvalScope ends with a full garbage collection, and its scorers fork: what is alive now stays put.
+        ours = gc.get_freeze_count() == 0
+        if ours:
+            gc.freeze()
+        try:
+            with registered(meta):
+                reviews = read_reviews(run_task(config))
+        finally:
+            if ours:
+                gc.unfreeze()
     missing = Review({}, "", _first_line(errors, "EvalScope gave no review"))
     return {
         key: _with_note(reviews.get(key, missing), errors)

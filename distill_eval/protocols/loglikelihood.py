@@ -76,14 +76,16 @@ def run(
     the metrics; the client answers. Adds to ``loaded.timings``.
     """
     from distill_eval.protocols.lmeval_model import ClientLM
+    from distill_eval.protocols.lmeval_tasks import quiet_engine
 
     items = [item for item in loaded.items if item.key in selected]
     if not items:
         return []
     start = time.perf_counter()
     model = ClientLM(client, client.tokenizer, options, loaded.task.name)
-    samples = _evaluate(loaded, items, model, options)
-    records = [_record(loaded, item, samples[loaded.places[item.key]], model) for item in items]
+    with quiet_engine():
+        samples = _evaluate(loaded, items, model, options)
+        records = [_record(loaded, item, samples[loaded.places[item.key]], model) for item in items]
     _add_timings(loaded.timings, start, model.spans, time.perf_counter())
     return records
 
@@ -151,22 +153,21 @@ def _evaluate(
     """Run lm-eval over the chosen rows of all tasks at once; its logged samples by (task index, row)."""
     from lm_eval.evaluator import evaluate
 
-    from distill_eval.protocols.lmeval_tasks import OTHER_SEED, quiet_engine
+    from distill_eval.protocols.lmeval_tasks import OTHER_SEED
 
     rows = _rows_by_task(loaded, items)
     names = {loaded.engine_tasks[index].name: index for index in rows}
     for index in rows:
         # The same shots for every checkpoint.
         loaded.engine_tasks[index].engine.set_fewshot_seed(seed=OTHER_SEED)
-    with quiet_engine():
-        results: Any = evaluate(
-            lm=model,
-            task_dict={"tasks": {name: loaded.engine_tasks[index].engine for name, index in names.items()}},
-            samples={name: rows[index] for name, index in names.items()},
-            bootstrap_iters=0,
-            log_samples=True,
-            **_prompt_options(options),
-        )
+    results: Any = evaluate(
+        lm=model,
+        task_dict={"tasks": {name: loaded.engine_tasks[index].engine for name, index in names.items()}},
+        samples={name: rows[index] for name, index in names.items()},
+        bootstrap_iters=0,
+        log_samples=True,
+        **_prompt_options(options),
+    )
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for name, index in names.items():
         for sample in results["samples"][name]:

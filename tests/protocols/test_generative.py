@@ -361,6 +361,13 @@ class TestRefusals:
         data_dir = made_data("made/arc", {"ARC-Challenge": {"test": arc_rows()}})
         self.refuse(DataError, "no such config", arc_task(), data_dir)
 
+    def test_a_hub_that_cannot_be_reached(self) -> None:
+        # The tests run with the hub shut (tests/conftest.py).
+        task = arc_task(dataset="made-up-by-nobody/arc")
+        self.refuse(
+            DataError, "'made-up-by-nobody/arc' .*could not be loaded from the hub.*prefetch", task, None
+        )
+
     def test_what_evalscope_does_not_have(self, made_data) -> None:
         data_dir = made_data("made/arc", {"ARC-Easy": {"test": arc_rows()}})
         self.refuse(

@@ -140,3 +140,26 @@ def test_refusals(load) -> None:
         load(own_task(), ())
     with pytest.raises(DataError, match="lacks gold answers: item '2 \\+ 3 = \\?' has none"):
         load(own_task(), [ROWS[2] | {"answer": ""}])
+
+
+def test_a_users_task_has_the_same_items_under_both_protocols(
+    tmp_path, canned_client, tiny_tokenizer
+) -> None:
+    import json
+
+    from distill_eval.catalog import read_task
+    from distill_eval.protocols import loglikelihood
+
+    rows = "".join(json.dumps(row) + "\n" for row in ROWS[:2])
+    (tmp_path / "places.jsonl").write_text(rows)
+    (tmp_path / "places.yaml").write_text(
+        "title: Places\ncategory: mine\nitems: places.jsonl\nchance: 1/options\n"
+        'loglikelihood: {metric: acc, options: {prompt: "{question} "}}\n'
+        'generative: {metric: contains, options: {prompt: "{question}"}}\n'
+    )
+    task = read_task(tmp_path / "places.yaml")
+    loaded = generative.load(task, None)
+    ranked = loglikelihood.load(task, None)
+    assert {item.key for item in loaded.items} == {item.key for item in ranked.items}
+    records = run(loaded, canned_client(tiny_tokenizer), ["Paris", "Paris"])
+    assert [(record.score, record.chance) for record in records] == [(1.0, 1 / 3), (0.0, 1 / 3)]

@@ -61,6 +61,31 @@ def test_own_items_score_as_lm_evals_own_backend_does(client, own, target, templ
     assert ("<|turn|>user\n" in records[0].prompt) == templated
 
 
+@pytest.mark.parametrize("templated", [False, True])
+def test_a_tokenizer_that_adds_a_start_token(client, own, templated):
+    from tokenizers.processors import TemplateProcessing
+
+    start = client.tokenizer.convert_tokens_to_ids("<|turn|>")
+    client.tokenizer.bos_token = "<|turn|>"
+    client.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|turn|> $A", special_tokens=[("<|turn|>", start)]
+    )
+    loaded = loglikelihood.load(own(), None)
+    records = loglikelihood.run(
+        loaded, frozenset(loaded.places), client, RunOptions(apply_chat_template=templated)
+    )
+    # The template brings a start token of its own; there must not be two.
+    assert {request.context[:2].count(start) for request in client.calls[0][1]} == {1}
+    theirs = score_with_hflm(
+        client,
+        [part.engine for part in loaded.engine_tasks],
+        apply_chat_template=templated,
+        fewshot_as_multiturn=templated,
+    )
+    for record, sample in zip(records, theirs["samples"]["mine"], strict=True):
+        assert record.choice_logprobs == pytest.approx([r[0] for r in sample["filtered_resps"]], abs=1e-3)
+
+
 @pytest.mark.mirror
 @pytest.mark.parametrize("name", MIRRORED)
 def test_benchmarks_score_as_lm_evals_own_backend_does(name, client, data_dir, engine_task):
