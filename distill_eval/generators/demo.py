@@ -66,7 +66,7 @@ def addition() -> tuple[dict, ...]:
     drafts = []
     for a, b in product(range(2, 10), repeat=2):
         options = close_numbers(a + b, "addition", a, b, avoid=(a, b))
-        drafts.append(Draft(f"What is {a} + {b}?", str(a + b), options))
+        drafts.append(Draft(f"How much is {a} + {b}?", str(a + b), options))
     return _items("addition", drafts)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from distill_eval.errors import DataError, did_you_mean
 from distill_eval.generators.build import NO_SUBSET
@@ -91,11 +91,8 @@ def _check_options(options: list[str], answer: str, where: str) -> None:
     if twice:
         raise DataError(f"{where}: option '{twice[0]}' is given twice")
     if answer not in options:
-        _fail_answer(answer, options, where)
-
-
-def _fail_answer(answer: str, options: list[str], where: str) -> NoReturn:
-    raise DataError(f"{where}: answer '{answer}' is not among the options{did_you_mean(answer, options)}")
+        close = did_you_mean(answer, options)
+        raise DataError(f"{where}: answer '{answer}' is not among the options{close}")
 
 
 def _text(value: dict[str, Any], field: str, where: str) -> str:
