@@ -22,7 +22,7 @@ from distill_eval.analysis.averages import Row, averages
 from distill_eval.analysis.chance import beats_chance
 from distill_eval.analysis.estimates import Measured, measure, simple_binary, tango_estimate, wilson_estimate
 from distill_eval.analysis.frame import checked_frame
-from distill_eval.analysis.notes import frame_notes, task_notes
+from distill_eval.analysis.notes import few_items_note, frame_notes, task_notes
 from distill_eval.analysis.pairing import Paired, pair_items, task_protocols
 from distill_eval.analysis.resampling import task_generator
 from distill_eval.errors import DataError, OptionError
@@ -50,11 +50,13 @@ def compare_records(
         if checkpoints.count(label) > 1:
             raise OptionError(f"checkpoint {label!r} is given twice; use distinct labels (label=NAME)")
     data = checked_frame(frame, checkpoints)
-    rows, notes = [], frame_notes(data, tasks, checkpoints)
+    rows, pairings, notes = [], [], frame_notes(data, tasks, checkpoints)
     for task in tasks:
         row, paired = _compare_task(data, task, checkpoints, seed)
         rows.append(row)
+        pairings.append(paired)
         notes.extend(task_notes(row.result, paired, checkpoints))
+    notes.extend(few_items_note(pairings))
     results = tuple(row.result for row in rows)
     return Results(checkpoints, results, averages(rows, checkpoints), tuple(notes))
 

@@ -64,8 +64,6 @@ def task_notes(result: TaskResult, paired: Paired, checkpoints: Sequence[str]) -
         if not paired.num_records[number]:
             notes.append(f"{name}: {checkpoint} under {PROTOCOL_NAMES[protocol]}: no records")
     scored = np.isfinite(paired.values).sum(axis=0)
-    if len(scored) and 0 < scored.max() < _FEW_ITEMS:
-        notes.append(f"{name}: only {scored.max()} items scored; read its intervals as rough")
     if scored.any() and result.num_joined < scored.max():
         notes.append(
             f"{name}: {result.num_joined} of {len(paired.items)} items are scored by every checkpoint under "
@@ -74,6 +72,17 @@ def task_notes(result: TaskResult, paired: Paired, checkpoints: Sequence[str]) -
     notes += _seed_notes(paired, checkpoints)
     notes += _cluster_notes(paired)
     return notes
+
+
+def few_items_note(rows: Sequence[Paired]) -> list[str]:
+    """Return one note for all tasks with few scored items."""
+    counts = {paired.task.name: int(np.isfinite(paired.values).sum(axis=0).max(initial=0)) for paired in rows}
+    few = {name: count for name, count in counts.items() if 0 < count < _FEW_ITEMS}
+    if not few:
+        return []
+    sizes = sorted(set(few.values()))
+    size = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    return [f"few items ({size}): read the intervals of {', '.join(few)} as rough"]
 
 
 def _seed_notes(paired: Paired, checkpoints: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ def test_a_small_table_by_hand(small, make_task):
     assert cell(row, "teacher", "generative").chance == 0.25
     assert cell(row, "teacher", "generative").above_chance is True
     assert cell(row, "student", "generative").above_chance is False  # 4 of 10 by guessing: p = 0.22
-    assert results.notes == ("arc: only 10 items scored; read its intervals as rough",)
+    assert results.notes == ("few items (10): read the intervals of arc as rough",)
 
 
 def test_table_1_of_the_paper_from_made_up_items(make_task, make_records):
