@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# One test process a core, one thread each: more threads than cores make torch crawl.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 DEPS := pyproject.toml constraints.txt
 
 .PHONY: demo test lint format bench clean check-python
@@ -16,7 +18,7 @@ demo: $(VENV)/.installed  ## compare a real model with a 3-bit copy of itself, f
 	$(BIN)/distill-eval compare teacher=demo:smollm2 student=demo:smollm2-3bit --suite demo --out runs/demo
 
 test: $(VENV)/.installed-dev  ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## ruff, pyright, import contracts
 	$(BIN)/ruff check .

@@ -141,14 +141,14 @@ def run_checkpoint(
     finally:
         backend.close()
     stage = "scoring"
-    scored = [plan for plan in planned if plan.generative is not None]
-    for done, plan in enumerate(scored):
+    scored = [(plan, plan.generative) for plan in planned if plan.generative is not None]
+    for done, (plan, loaded) in enumerate(scored):
         report(plan.task.name, done, len(scored))
         for seed in generation_seeds(options):
             with _timed(run.seconds, f"scoring/{plan.task.name}"):
-                run.records += generative.score(plan.generative, plan.selected, client, options, seed)
+                run.records += generative.score(loaded, plan.selected, client, options, seed)
     if scored:
-        report(scored[-1].task.name, len(scored), len(scored))
+        report(scored[-1][0].task.name, len(scored), len(scored))
     run.counts = client.counts
     run.notes = backend.notes
     return run

@@ -16,6 +16,8 @@ def data_dir() -> Path:
     """The local mirror of benchmark data; tests that ask for it skip, with a reason, where there is none."""
     folder = os.environ.get("DISTILL_EVAL_DATA")
     if not folder:
+        if os.environ.get("DISTILL_EVAL_REQUIRE_DATA"):
+            pytest.fail("DISTILL_EVAL_REQUIRE_DATA is set, but DISTILL_EVAL_DATA names no mirror")
         pytest.skip("no benchmark data: set DISTILL_EVAL_DATA to a mirror (distill-eval prefetch makes one)")
     return Path(folder)
 

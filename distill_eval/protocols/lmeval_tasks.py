@@ -247,17 +247,13 @@ def _build_own(task: TaskSpec) -> BuiltTask:
     spec = _spec(task)
     rows = list(generators.load_questions(task.items or "", task.source_file))
     where = f"task '{task.name}': items '{task.items}'"
-    if not rows:
-        raise DataError(f"{where}: there are none")
     if spec.num_fewshot:
         raise TaskError(
             f"task '{task.name}': own items have one split, so num_fewshot must be 0, got {spec.num_fewshot} "
             f"({task_source(task)})"
         )
-    with_options = {bool(row["options"]) for row in rows}
-    if len(with_options) > 1:
-        raise DataError(f"{where}: either all rows have options or none has")
-    multiple_choice, letters = with_options.pop(), spec.options.get("target") == "letter"
+    # load_questions sees to it that there are rows, and that all or none have options.
+    multiple_choice, letters = bool(rows[0]["options"]), spec.options.get("target") == "letter"
     dataset = datasets.Dataset.from_list(rows)
     config = {
         "task": spec.tasks[0] if spec.tasks else task.name,

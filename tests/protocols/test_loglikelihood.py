@@ -226,7 +226,8 @@ def test_a_mirror_mended_in_place_is_read_again(mirror, hellaswag, swag_row):
     assert len(loglikelihood.load(hellaswag(), folder).items) == 2
 
 
-def test_a_row_that_comes_twice_is_two_items(own, client, own_rows):
-    loaded = loglikelihood.load(own([own_rows[0], own_rows[0]]), None)
+def test_a_row_that_comes_twice_is_two_items(mirror, client, hellaswag, swag_row):
+    folder = mirror("Rowan/hellaswag", [swag_row("1"), swag_row("1")], "validation")
+    loaded = loglikelihood.load(hellaswag(), folder)
     assert [item.key[-2:] for item in loaded.items] == ["#0", "#1"]
     assert len(loglikelihood.run(loaded, frozenset(loaded.places), client, RunOptions())) == 2
