@@ -34,7 +34,7 @@ def read_jsonl(path: Path) -> tuple[dict, ...]:
         first_seen[key] = line_number
         rows.append(row)
     if not rows:
-        raise DataError(f"{path}: has no questions; write one JSON object a line, with question and answer")
+        raise DataError(f"{path}: is empty; write one JSON object a line, with question and answer")
     return tuple(rows)
 
 

@@ -99,7 +99,7 @@ def test_options_after_an_open_question(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_empty_file(tmp_path, text):
-    with pytest.raises(DataError, match=r"own.jsonl: has no questions; write one JSON object a line"):
+    with pytest.raises(DataError, match=r"own.jsonl: is empty; write one JSON object a line"):
         load(tmp_path, text)
 
 
