@@ -65,7 +65,7 @@ def test_a_split_under_another_name_is_missing(mirror, hellaswag, swag_row):
 
 
 def test_own_items_must_be_there_and_alike(own, own_rows):
-    assert "has no questions" in refused(DataError, own([]))
+    assert "items.jsonl: is empty" in refused(DataError, own([]))
     mixed = [own_rows[0], {**own_rows[1], "options": []}]
     assert "has no options, but the first question has" in refused(DataError, own(mixed, chance=None))
 
