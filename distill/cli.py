@@ -16,11 +16,19 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
-def _options(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         print(f"distill {__version__}")
         raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -218,7 +219,8 @@ def _print_table(comparison: Any) -> None:
 
     from distill_eval.render.terminal import render_table
 
-    console = Console()
+    # Output that goes to a file or a pager has no width of its own; the table wants 100 columns.
+    console = Console(width=None if sys.stdout.isatty() else 100)
     render_table(comparison.results, console)
     folder = comparison.folder
     console.print(f"\nReport: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -38,11 +38,19 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-@app.callback()
-def _options(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         print(f"distill-eval {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    pass
 
 
 for _name, _target in COMMANDS.items():
@@ -56,17 +64,19 @@ def main() -> None:
     # Tokenisers that fork after threads have started warn on every batch.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
     except UserError as error:
         _fail(str(error))
     except typer._click.exceptions.UsageError as error:  # type: ignore[attr-defined]
         _fail(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into this exit code by itself
         print("interrupted; what was answered is kept: run the same command again to go on", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 

@@ -1,0 +1,78 @@
+"""What every command shares, and what a comparison says of checkpoints that differ."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import distill_eval
+from distill_eval import compare
+
+
+def test_version(command: Callable) -> None:
+    result = command("--version")
+    assert (result.code, result.out.strip()) == (0, f"distill-eval {distill_eval.__version__}")
+
+
+@pytest.mark.parametrize("name", ["compare", "prefetch", "tasks"])
+def test_help_of_every_command(command: Callable, name: str) -> None:
+    result = command(name, "--help")
+    assert result.code == 0
+    assert "Usage" in result.out
+
+
+def test_help_imports_nothing_heavy() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, distill_eval.cli.main\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'evalscope', 'pandas', 'numpy', 'scipy', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_interrupt_says_how_to_go_on(
+    command: Callable, world: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "run_comparison", interrupted)
+    result = command(
+        "compare", world["teacher"], world["student"], "--tasks", "tiny", "--tasks-dir", world["tasks"]
+    )
+    assert result.code == 130
+    assert "run the same command again to go on" in result.err
+
+
+def test_tasks_list_and_show(command: Callable, world: dict[str, Path]) -> None:
+    listed = json.loads(command("tasks", "list", "--json", "--tasks-dir", world["tasks"]).out)
+    assert {"tiny", "gsm8k", "arc_easy"} <= set(listed["tasks"])
+    assert "table1" in listed["suites"]
+    shown = command("tasks", "show", "tiny", "--render", "2", "--tasks-dir", world["tasks"])
+    assert shown.code == 0, shown.err
+    assert "Which colour is the sky at noon?" in shown.out
+
+
+def test_other_vocabulary_and_template_compare_and_are_noted(
+    command: Callable, world: dict[str, Path], tiny_model_folder: Callable[..., Path]
+) -> None:
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    other = tiny_model_folder("other", chat_template=template, num_tokens=300)
+    result = command("compare", world["teacher"], other, "--tasks", "tiny", "--tasks-dir", world["tasks"],
+                     "--out", world["out"], "--greedy", "--json")  # fmt: skip
+    assert result.code == 0, result.err
+    notes = " ".join(json.loads(result.out)["notes"])
+    assert "different vocabularies" in notes
+    assert "different chat templates: each was prompted with its own" in notes
+    same_tokens = tiny_model_folder("same", seed=5, chat_template=template)
+    result = command("compare", world["teacher"], same_tokens, "--tasks", "tiny", "--tasks-dir", world["tasks"],
+                     "--out", world["out"], "--greedy", "--json")  # fmt: skip
+    notes = " ".join(json.loads(result.out)["notes"])
+    assert "different vocabularies" not in notes
+    assert "both were prompted with that of teacher" in notes
+    assert "different chat templates" in (world["out"] / "report.html").read_text()
