@@ -37,6 +37,10 @@ class TaskError(UserError):
     """A task or suite file that is missing or malformed."""
 
 
+class ConfigError(UserError):
+    """A model's settings that do not fit together."""
+
+
 class DataError(UserError):
     """A dataset that is missing, empty or lacks what a task needs."""
 

@@ -1,0 +1,140 @@
+"""What a sequence mixer is: called like the attention module it replaces, with a state instead of keys and values.
+
+Contract, held for every mixer by one set of tests:
+
+- ``forward`` takes hidden states [B, T, d] and returns ([B, T, d], None). The state in the cache is the convolution's
+  last inputs [B, D, W] and one float32 matrix [B, H, K, V] a head; reading a sequence in pieces, one token at a time or
+  whole gives the same.
+- Padding (mask 0) neither writes to the state nor decays it, wherever it sits; left padding is exact.
+- ``cu_seqlens`` resets both states at every document's start.
+- ``init_from_attention`` takes over what the teacher's attention has to give ("vo", "qkvo" or nothing: "random"); the
+  convolution and a SiLU output gate start as the identity, so that with "vo" only the mixing itself is new.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from distill import ops
+from distill.cache import RecurrentLayer
+
+if TYPE_CHECKING:
+    from distill.hybrid import HybridConfig
+
+SILU_OF_THIS_IS_ONE = 1.2784645427610738
+# Added to a decay's logit, it stops the decay: softplus is then 0 in every dtype, and gradients stay finite.
+NO_DECAY = -1e4
+OUTPUT_GATES = {"silu": F.silu, "sigmoid": torch.sigmoid}
+
+
+class Mixer(nn.Module):
+    """Geometry, output gate and fp32 parameters that all mixers share; ``mix`` is each mixer's own.
+
+    H query heads; the teacher's k and v heads are repeated to H inside, as grouped-query attention does.
+    """
+
+    kept_in_float32 = ("A_log", "dt_bias")
+
+    def __init__(self, config: "HybridConfig", layer_idx: int) -> None:
+        super().__init__()
+        teacher = config.teacher_config
+        self.layer_idx = layer_idx
+        self.hidden_size = teacher.hidden_size
+        self.num_heads = teacher.num_attention_heads
+        self.num_kv_heads = teacher.num_key_value_heads
+        self.value_dim = config.head_dim
+        self.key_dim = config.key_head_dim or config.head_dim
+        self.gate_rank = config.gate_rank or config.head_dim
+        self.conv_activation = config.conv_activation
+        self.gate_activation = config.output_gate
+        self.std = teacher.initializer_range
+        self.norm = nn.RMSNorm(self.value_dim, eps=teacher.rms_norm_eps) if config.post_norm else None
+
+    def forward(
+        self, hidden_states, attention_mask=None, past_key_values=None, cu_seqlens=None, **_
+    ) -> tuple[torch.Tensor, None]:
+        """Mix ``hidden_states`` [B, T, d]; ``attention_mask`` [B, T] is 0 where padded."""
+        layer = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        if layer is not None and not isinstance(layer, RecurrentLayer):
+            raise ValueError(f"layer {self.layer_idx} of this cache is no recurrent layer; call the whole model")
+        mask = None if attention_mask is None else attention_mask[..., None].bool()  # B, T, 1
+        return self.mix(hidden_states, mask, layer, cu_seqlens), None
+
+    def mix(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None,
+        layer: RecurrentLayer | None,
+        cu_seqlens: torch.Tensor | None,
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    def init_from_attention(self, attention: nn.Module, what: str) -> None:
+        """Copy the teacher's projections that ``what`` ("vo", "qkvo") names."""
+        raise NotImplementedError
+
+    def add_convolution(self, num_channels: int, size: int) -> None:
+        """Give the mixer a depthwise convolution over ``num_channels``; none where ``size`` is 0."""
+        self.conv_weight = nn.Parameter(torch.empty(num_channels, size)) if size else None
+
+    def convolve(self, x, mask, state, keep: bool, cu_seqlens) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Convolve x [B, T, D]; padding counts as the nothing before a sequence's start."""
+        if mask is not None:
+            x = x * mask.to(x.dtype)
+        if self.conv_weight is None:
+            return (F.silu(x) if self.conv_activation == "silu" else x), None
+        return ops.causal_conv(
+            x,
+            self.conv_weight,
+            activation=self.conv_activation,
+            initial_state=state,
+            output_final_state=keep,
+            cu_seqlens=cu_seqlens,
+        )
+
+    def heads(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        """Cut [B, T, n * dim] into heads and repeat them to [B, T, H, dim]."""
+        x = x.unflatten(-1, (-1, dim))
+        repeats = self.num_heads // x.shape[-2]
+        return x if repeats == 1 else x.repeat_interleave(repeats, dim=-2)
+
+    def gate_output(self, mixed: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
+        """Normalise (if asked) and gate what was mixed [B, T, H, V]; ``gate`` is [B, T, H * V]. Returns [B, T, H * V]."""
+        if self.norm is not None:
+            mixed = self.norm(mixed)
+        mixed = mixed.flatten(-2)
+        return mixed if gate is None else mixed * OUTPUT_GATES[self.gate_activation](gate)
+
+    @torch.no_grad()
+    def reset_own_parameters(self) -> None:
+        """Initialise what is no Linear: convolution, decay. Parameters loaded from a file are left alone."""
+        if self.conv_weight is not None:
+            init.zeros_(self.conv_weight)
+            if not getattr(self.conv_weight, "_is_hf_initialized", False):
+                self.conv_weight[:, -1] = 1.0
+        A = torch.empty_like(self.A_log).uniform_(1.0, 16.0)
+        init.copy_(self.A_log, A.log())
+        # As Mamba2 and KDA start: softplus(dt_bias) spread log-uniformly over [0.001, 0.1].
+        dt = torch.empty_like(self.dt_bias).uniform_(-6.907755, -2.302585).exp()
+        init.copy_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))
+
+    def _apply(self, fn, recurse=True):
+        """Keep the decay's parameters in float32 through ``.to(bfloat16)`` and the like; moves still happen."""
+        kept = {name: getattr(self, name).data for name in self.kept_in_float32}
+        super()._apply(fn, recurse)
+        for name, data in kept.items():
+            parameter = getattr(self, name)
+            if parameter.dtype.itemsize < data.dtype.itemsize:
+                parameter.data = data.to(parameter.device)
+        return self
+
+
+def copy_linear(target: nn.Linear, source: nn.Module) -> None:
+    """Copy weight and, where both have one, bias."""
+    with torch.no_grad():
+        target.weight.copy_(source.weight)
+        if target.bias is not None and source.bias is not None:
+            target.bias.copy_(source.bias)
