@@ -14,8 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, Linea
 class RecurrentLayer(LinearAttentionLayer):
     """One mixer's state: the convolution's last inputs [B, D, W] and the recurrent state [B, H, K, V] in float32."""
 
-    is_compileable = False
-    is_croppable = False
+    is_croppable = False  # type: ignore[assignment]
 
     def states(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return (convolution state, recurrent state); None where nothing was read yet."""
@@ -72,7 +71,7 @@ class RecurrentLayer(LinearAttentionLayer):
         )
 
 
-class CountingRecurrentLayer(RecurrentLayer, CacheLayerMixin):
+class CountingRecurrentLayer(RecurrentLayer, CacheLayerMixin):  # type: ignore[misc]
     """The first layer of a cache without attention layers: it counts the tokens, as attention layers do elsewhere."""
 
     supports_early_init = False

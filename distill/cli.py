@@ -43,7 +43,10 @@ def _options(
 
 
 Dtype = Annotated[
-    str, typer.Option("--dtype", help="Type of the weights written: auto (as they are), float32, bfloat16, float16.")
+    str,
+    typer.Option(
+        "--dtype", help="Type of the weights written: auto (as they are), float32, bfloat16, float16."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")]
 CacheDir = Annotated[
@@ -56,29 +59,39 @@ DEFAULT_CACHE = Path("~/.cache/distill-eval")
 @app.command("convert")
 def convert_command(
     teacher: Annotated[
-        str, typer.Argument(help="Llama, Qwen2 or Qwen3 checkpoint: a folder, org/name, FILE.gguf or demo:NAME.")
+        str,
+        typer.Argument(help="Llama, Qwen2 or Qwen3 checkpoint: a folder, org/name, FILE.gguf or demo:NAME."),
     ],
     out: Annotated[Path, typer.Argument(help="New folder for the student.")],
     attention_layers: Annotated[
-        str, typer.Option("--attention-layers", help="Layers that keep attention, from 0: 0,2,6 or none or all.")
+        str,
+        typer.Option("--attention-layers", help="Layers that keep attention, from 0: 0,2,6 or none or all."),
     ],
     mixer: Annotated[
         str, typer.Option("--mixer", help="What replaces the others: kda, mamba2 or gated_deltanet.")
     ] = "kda",
     init: Annotated[
-        str, typer.Option("--init", help="What the mixers take from the teacher's attention: vo, qkvo or random.")
+        str,
+        typer.Option("--init", help="What the mixers take from the teacher's attention: vo, qkvo or random."),
     ] = "vo",
     output_gate: Annotated[str, typer.Option("--output-gate", help="silu, sigmoid or none.")] = "silu",
-    post_norm: Annotated[bool, typer.Option("--post-norm", help="Normalise what was mixed, before the gate.")] = False,
-    conv_size: Annotated[int, typer.Option("--conv-size", help="Width of the short convolution; 0: none.")] = 4,
+    post_norm: Annotated[
+        bool, typer.Option("--post-norm", help="Normalise what was mixed, before the gate.")
+    ] = False,
+    conv_size: Annotated[
+        int, typer.Option("--conv-size", help="Width of the short convolution; 0: none.")
+    ] = 4,
     conv_activation: Annotated[
-        str, typer.Option("--conv-activation", help="none or silu (the convolution then starts as no identity).")
+        str,
+        typer.Option("--conv-activation", help="none or silu (the convolution then starts as no identity)."),
     ] = "none",
     key_head_dim: Annotated[
-        int | None, typer.Option("--key-head-dim", help="Key channels a head (default: the teacher's head size).")
+        int | None,
+        typer.Option("--key-head-dim", help="Key channels a head (default: the teacher's head size)."),
     ] = None,
     gate_rank: Annotated[
-        int | None, typer.Option("--gate-rank", help="Rank of KDA's gates (default: the teacher's head size).")
+        int | None,
+        typer.Option("--gate-rank", help="Rank of KDA's gates (default: the teacher's head size)."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of what is drawn at random.")] = 0,
     dtype: Dtype = "auto",
@@ -123,7 +136,9 @@ def convert_command(
         provenance = {
             "teacher": {
                 # A local path means nothing to whom the student is handed on, and says where it was made.
-                "name": checkpoint.name if checkpoint.source in ("hub", "demo") else Path(checkpoint.name).name,
+                "name": checkpoint.name
+                if checkpoint.source in ("hub", "demo")
+                else Path(checkpoint.name).name,
                 "source": checkpoint.source,
                 "revision": checkpoint.revision,
                 "model_type": checkpoint.model_type,
@@ -206,9 +221,13 @@ def _report(model: Any, out: Path, as_json: bool) -> None:
         return
     kept = config.attention_layers
     print(f"wrote {out}")
-    print(f"  attention   {len(kept)} of {config.num_hidden_layers} layers: {', '.join(map(str, kept)) or 'none'}")
+    print(
+        f"  attention   {len(kept)} of {config.num_hidden_layers} layers: {', '.join(map(str, kept)) or 'none'}"
+    )
     print(f"  mixer       {config.mixer}, {counts['mixers'] / 1e6:,.1f}M parameters")
-    print(f"  parameters  {counts['total'] / 1e6:,.1f}M, of which embeddings {counts['embeddings'] / 1e6:,.1f}M")
+    print(
+        f"  parameters  {counts['total'] / 1e6:,.1f}M, of which embeddings {counts['embeddings'] / 1e6:,.1f}M"
+    )
     print(f"next: distill-eval compare TEACHER {out}")
 
 

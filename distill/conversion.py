@@ -12,7 +12,7 @@ INITIALISATIONS = ("vo", "qkvo", "random")
 
 
 def convert(
-    teacher: torch.nn.Module,
+    teacher: Any,
     *,
     attention_layers: Sequence[int],
     mixer: str = "kda",
@@ -43,7 +43,7 @@ def convert(
     parameter = next(teacher.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = HybridForCausalLM(config)
+        student: Any = HybridForCausalLM(config)
     if initialisation != "random":
         for index, layer in enumerate(student.model.layers):
             if config.layer_types[index] == "linear_attention":
@@ -53,7 +53,11 @@ def convert(
         for index, kind in enumerate(config.layer_types)
         if kind == "linear_attention"
     )
-    weights = {name: value for name, value in teacher.state_dict().items() if not name.startswith(replaced or ("\0",))}
+    weights = {
+        name: value
+        for name, value in teacher.state_dict().items()
+        if not name.startswith(replaced or ("\0",))
+    }
     missing, unexpected = student.load_state_dict(weights, strict=False)
     left = [name for name in missing if not name.startswith(replaced or ("\0",))]
     if unexpected or left:

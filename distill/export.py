@@ -1,4 +1,4 @@
-"""Students as self-contained folders: weights, config, tokenizer, generation settings, a card that says how it was made."""
+"""Students as self-contained folders: weights, config, tokenizer, generation settings, a card of their making."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ The full record, with versions and settings, is in `{provenance_file}`.
 """
 
 
-def count_parameters(model: HybridForCausalLM) -> dict[str, int]:
+def count_parameters(model: Any) -> dict[str, int]:
     """Count parameters, each tied one once: in all, in the embeddings (with an untied head) and in the mixers."""
     counted = {id(parameter): parameter.numel() for parameter in model.parameters()}
     heads = {id(weight): weight.numel() for weight in (model.model.embed_tokens.weight, model.lm_head.weight)}
@@ -67,7 +67,9 @@ def count_parameters(model: HybridForCausalLM) -> dict[str, int]:
     }
 
 
-def write_student(model: HybridForCausalLM, tokenizer: Any, folder: Path, provenance: Mapping[str, Any]) -> None:
+def write_student(
+    model: HybridForCausalLM, tokenizer: Any, folder: Path, provenance: Mapping[str, Any]
+) -> None:
     """Write ``model`` to the new folder ``folder``: whole or not at all.
 
     ``provenance`` has ``teacher`` (name, fingerprint, model_type), ``recipe``, ``stage`` and ``data``; time, versions
@@ -82,7 +84,9 @@ def write_student(model: HybridForCausalLM, tokenizer: Any, folder: Path, proven
         with quiet_transformers():
             model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        (part / PROVENANCE_FILE).write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        (part / PROVENANCE_FILE).write_text(
+            json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8"
+        )
         (part / "README.md").write_text(model_card(model, record, folder.name), encoding="utf-8")
 
     write_folder(folder, fill)
@@ -131,7 +135,9 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"'{folder}' has no {PROVENANCE_FILE}: not a student written by distill") from None
+        raise CheckpointError(
+            f"'{folder}' has no {PROVENANCE_FILE}: not a student written by distill"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"'{path}' is not valid JSON: {error}") from error
     if not isinstance(record, dict):
@@ -139,7 +145,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return record
 
 
-def model_card(model: HybridForCausalLM, record: Mapping[str, Any], title: str) -> str:
+def model_card(model: Any, record: Mapping[str, Any], title: str) -> str:
     """Return the README.md of a student's folder."""
     config, teacher = model.config, record.get("teacher") or {}
     kept = config.attention_layers
@@ -155,7 +161,10 @@ def model_card(model: HybridForCausalLM, record: Mapping[str, Any], title: str) 
         ("output gate", config.output_gate or "none"),
         ("norm after mixing", "yes" if config.post_norm else "no"),
         ("convolution", f"width {config.conv_size}" if config.conv_size else "none"),
-        ("parameters", f"{counts['total'] / 1e6:.1f}M, of which embeddings {counts['embeddings'] / 1e6:.1f}M"),
+        (
+            "parameters",
+            f"{counts['total'] / 1e6:.1f}M, of which embeddings {counts['embeddings'] / 1e6:.1f}M",
+        ),
     ]
     recipe = record.get("recipe") or {}
     provenance = [

@@ -7,7 +7,8 @@ and ``HybridForCausalLM`` with transformers' Auto classes.
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import field
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -58,11 +59,11 @@ class HybridConfig(PreTrainedConfig):
 
     # Named after the package to install, because transformers' error for an unknown model_type names nothing else.
     model_type = "distill_eval_hybrid"
-    sub_configs = {"teacher_config": AutoConfig}  # noqa: RUF012
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    sub_configs: ClassVar[dict[str, Any]] = {"teacher_config": AutoConfig}
+    keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
 
-    teacher_config: dict | PreTrainedConfig | None = None
-    layer_types: list[str] | None = None
+    teacher_config: Any = None
+    layer_types: list[str] = field(default_factory=list)
     mixer: str = "kda"
     conv_size: int = 4
     conv_activation: str | None = None
@@ -78,8 +79,9 @@ class HybridConfig(PreTrainedConfig):
         elif isinstance(self.teacher_config, dict):
             settings = dict(self.teacher_config)
             self.teacher_config = CONFIG_MAPPING[settings.pop("model_type")](**settings)
-        if self.layer_types is None:
+        if not self.layer_types:
             self.layer_types = ["full_attention"] * self.teacher_config.num_hidden_layers
+        kwargs.pop("head_dim", None)  # written for other readers; it follows from the teacher's config
         self.check()
         super().__post_init__(**kwargs)
 
@@ -106,10 +108,13 @@ class HybridConfig(PreTrainedConfig):
             if name not in known:
                 raise ConfigError(f"mixer setting '{name}' is unknown{did_you_mean(name, known)}")
         layer_types = [
-            "full_attention" if layer in set(attention_layers) else "linear_attention" for layer in range(num_layers)
+            "full_attention" if layer in set(attention_layers) else "linear_attention"
+            for layer in range(num_layers)
         ]
         settings = teacher_config.to_dict()
-        settings.pop("_name_or_path", None)  # where the teacher lay here; who it was is the provenance's to say
+        settings.pop(
+            "_name_or_path", None
+        )  # where the teacher lay here; who it was is the provenance's to say
         return cls(teacher_config=settings, layer_types=layer_types, mixer=mixer, **choices)
 
     def check(self) -> None:
@@ -118,14 +123,20 @@ class HybridConfig(PreTrainedConfig):
         if teacher.model_type not in TEACHERS:
             raise ConfigError(f"teacher: model_type '{teacher.model_type}' is none of {', '.join(TEACHERS)}")
         if set(getattr(teacher, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-            raise ConfigError("teacher: has sliding-window attention; only full attention can be kept or replaced")
+            raise ConfigError(
+                "teacher: has sliding-window attention; only full attention can be kept or replaced"
+            )
         if self.mixer not in MIXERS:
             raise ConfigError(f"mixer: unknown mixer '{self.mixer}'{did_you_mean(self.mixer, MIXERS)}")
         if len(self.layer_types) != teacher.num_hidden_layers:
-            raise ConfigError(f"layer_types: {len(self.layer_types)} given, the teacher has {teacher.num_hidden_layers}")
+            raise ConfigError(
+                f"layer_types: {len(self.layer_types)} given, the teacher has {teacher.num_hidden_layers}"
+            )
         unknown = set(self.layer_types) - {"full_attention", "linear_attention"}
         if unknown:
-            raise ConfigError(f"layer_types: '{unknown.pop()}' is neither full_attention nor linear_attention")
+            raise ConfigError(
+                f"layer_types: '{unknown.pop()}' is neither full_attention nor linear_attention"
+            )
         if self.output_gate not in (None, *OUTPUT_GATES):
             raise ConfigError(f"output_gate must be silu, sigmoid or null, got '{self.output_gate}'")
         if self.conv_activation not in (None, "silu"):
@@ -184,7 +195,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _is_stateful = True  # generate() then refuses what needs to take tokens back
-    _keep_in_fp32_modules_strict = ["A_log", "dt_bias", "D"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["A_log", "dt_bias", "self_attn.D"]  # noqa: RUF012
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -214,9 +225,9 @@ class HybridModel(HybridPreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -257,10 +268,9 @@ class HybridModel(HybridPreTrainedModel):
             if output_hidden_states:
                 collected.append(hidden_states)
         hidden_states = self.norm(hidden_states)
+        states: Any = (*collected[:-1], hidden_states) if output_hidden_states else None
         return BaseModelOutputWithPast(
-            last_hidden_state=hidden_states,
-            past_key_values=past_key_values,
-            hidden_states=(*collected[:-1], hidden_states) if output_hidden_states else None,
+            last_hidden_state=hidden_states, past_key_values=past_key_values, hidden_states=states
         )
 
     def _wants_cache(self, use_cache, past_key_values, cu_seqlens) -> bool:
@@ -305,12 +315,12 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cu_seqlens: torch.Tensor | None = None,
@@ -340,8 +350,10 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             if cu_seqlens is not None:
                 labels = labels.clone()
                 labels[:, cu_seqlens[:-1].long().clamp(max=labels.shape[1] - 1)] = -100
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = CausalLMOutputWithPast(
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
+        result: Any = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -349,12 +361,17 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         )
         return result.to_tuple() if return_dict is False else result
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):  # type: ignore[override]
         """Let generate() see our recurrent layers from the start: a pure student's cache must know its length."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        prepare = super()._prepare_cache_for_generation  # type: ignore[misc]
+        prepare(generation_config, model_kwargs, *args, **kwargs)
         cache = model_kwargs.get("past_key_values")
         if cache is not None:
             fit_cache(cache, self.config.layer_types)
+
+    def _valid_auto_compile_criteria(self, model_kwargs, generation_config) -> bool:
+        """Never let generate() compile by itself: the kernels of the mixers are no graph torch.compile can take."""
+        return False
 
 
 AutoConfig.register(HybridConfig.model_type, HybridConfig)

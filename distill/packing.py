@@ -32,7 +32,9 @@ def document_lengths(cu_seqlens: torch.Tensor) -> list[int]:
 def check_packing(cu_seqlens: torch.Tensor, batch_size: int, num_tokens: int) -> None:
     """Raise ValueError unless ``cu_seqlens`` cuts one row of ``num_tokens`` tokens into documents."""
     if batch_size != 1:
-        raise ValueError(f"cu_seqlens: packed documents are one row, got a batch of {batch_size}; use input_ids [1, T]")
+        raise ValueError(
+            f"cu_seqlens: packed documents are one row, got a batch of {batch_size}; use input_ids [1, T]"
+        )
     ends = cu_seqlens.tolist()
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != num_tokens or sorted(ends) != ends:
         raise ValueError(f"cu_seqlens must rise from 0 to the row's {num_tokens} tokens, got {ends[:6]}")

@@ -11,7 +11,7 @@ Contract, held for every mixer by one set of tests:
   convolution and a SiLU output gate start as the identity, so that with "vo" only the mixing itself is new.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ class Mixer(nn.Module):
     """
 
     kept_in_float32 = ("A_log", "dt_bias")
+    A_log: nn.Parameter
+    dt_bias: nn.Parameter
 
     def __init__(self, config: "HybridConfig", layer_idx: int) -> None:
         super().__init__()
@@ -59,7 +61,9 @@ class Mixer(nn.Module):
         """Mix ``hidden_states`` [B, T, d]; ``attention_mask`` [B, T] is 0 where padded."""
         layer = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         if layer is not None and not isinstance(layer, RecurrentLayer):
-            raise ValueError(f"layer {self.layer_idx} of this cache is no recurrent layer; call the whole model")
+            raise ValueError(
+                f"layer {self.layer_idx} of this cache is no recurrent layer; call the whole model"
+            )
         mask = None if attention_mask is None else attention_mask[..., None].bool()  # B, T, 1
         return self.mix(hidden_states, mask, layer, cu_seqlens), None
 
@@ -72,7 +76,7 @@ class Mixer(nn.Module):
     ) -> torch.Tensor:
         raise NotImplementedError
 
-    def init_from_attention(self, attention: nn.Module, what: str) -> None:
+    def init_from_attention(self, attention: Any, what: str) -> None:
         """Copy the teacher's projections that ``what`` ("vo", "qkvo") names."""
         raise NotImplementedError
 
@@ -102,11 +106,13 @@ class Mixer(nn.Module):
         return x if repeats == 1 else x.repeat_interleave(repeats, dim=-2)
 
     def gate_output(self, mixed: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
-        """Normalise (if asked) and gate what was mixed [B, T, H, V]; ``gate`` is [B, T, H * V]. Returns [B, T, H * V]."""
+        """Normalise (if asked) and gate what was mixed, [B, T, H, V]; ``gate`` and the result are [B, T, H * V]."""
         if self.norm is not None:
             mixed = self.norm(mixed)
         mixed = mixed.flatten(-2)
-        return mixed if gate is None else mixed * OUTPUT_GATES[self.gate_activation](gate)
+        if gate is None or self.gate_activation is None:
+            return mixed
+        return mixed * OUTPUT_GATES[self.gate_activation](gate)
 
     @torch.no_grad()
     def reset_own_parameters(self) -> None:
@@ -132,7 +138,7 @@ class Mixer(nn.Module):
         return self
 
 
-def copy_linear(target: nn.Linear, source: nn.Module) -> None:
+def copy_linear(target: nn.Linear, source: Any) -> None:
     """Copy weight and, where both have one, bias."""
     with torch.no_grad():
         target.weight.copy_(source.weight)

@@ -1,6 +1,6 @@
 """Kimi Delta Attention as the paper's student uses it (section 4.1, Table 8, Appendix C)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -50,7 +50,9 @@ class KDAMixer(Mixer):
     def mix(self, hidden_states, mask, layer, cu_seqlens):
         conv_state, state = (None, None) if layer is None else layer.states()
         keep = layer is not None
-        qkv = torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
+        qkv = torch.cat(
+            [self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1
+        )
         qkv, conv_state = self.convolve(qkv, mask, conv_state, keep, cu_seqlens)
         q, k, v = qkv.split([self.q_size, self.k_size, self.v_size], dim=-1)
         logits = self.decay_logits(hidden_states)
@@ -69,12 +71,14 @@ class KDAMixer(Mixer):
             output_final_state=keep,
             cu_seqlens=cu_seqlens,
         )
-        if layer is not None:
+        if layer is not None and state is not None:
             layer.store(conv_state, state, hidden_states.shape[1])
-        gate = None if self.g_a_proj is None else self.g_b_proj(self.g_a_proj(hidden_states))
+        gate = None
+        if self.g_a_proj is not None and self.g_b_proj is not None:
+            gate = self.g_b_proj(self.g_a_proj(hidden_states))
         return self.o_proj(self.gate_output(mixed, gate))
 
-    def init_from_attention(self, attention: nn.Module, what: str) -> None:
+    def init_from_attention(self, attention: Any, what: str) -> None:
         names = {"vo": ("v_proj", "o_proj"), "qkvo": ("q_proj", "k_proj", "v_proj", "o_proj")}[what]
         for name in names:
             copy_linear(getattr(self, name), getattr(attention, name))

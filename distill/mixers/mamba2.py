@@ -4,7 +4,7 @@ What attention calls V, K and Q, the state space model calls x, B and C; one joi
 a full-rank gate z and the step dt.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -60,13 +60,13 @@ class Mamba2Mixer(Mixer):
             output_final_state=keep,
             cu_seqlens=cu_seqlens,
         )
-        if layer is not None:
+        if layer is not None and state is not None:
             layer.store(conv_state, state, hidden_states.shape[1])
         mixed = mixed + (self.D[:, None] * x).to(mixed.dtype)
         return self.out_proj(self.gate_output(mixed, None if self.gate_bias is None else z + self.gate_bias))
 
     @torch.no_grad()
-    def init_from_attention(self, attention: nn.Module, what: str) -> None:
+    def init_from_attention(self, attention: Any, what: str) -> None:
         copy_linear(self.out_proj, attention.o_proj)
         sources = {"vo": ("v_proj", None, None), "qkvo": ("v_proj", "k_proj", "q_proj")}[what]
         starts = [self.z_size, self.z_size + self.x_size, self.z_size + self.x_size + self.b_size]
