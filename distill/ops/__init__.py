@@ -2,15 +2,22 @@
 
 All take and return the layout of transformers' caches: states are [N, H, K, V] in float32, N sequences. With
 ``cu_seqlens`` [N + 1] the inputs are one row of packed documents (B = 1) and N counts documents; without it N = B.
-Accumulation is in float32 whatever the inputs' dtype.
+Accumulation is in float32 whatever the inputs' dtype. Everything is differentiable, the final state included.
+
+Off CUDA a malformed ``cu_seqlens`` raises ValueError; on CUDA looking at it would wait for the device, so it is not
+checked. There, pass the same ``cu_seqlens`` tensor to every layer: fla keeps what it derives from it by identity.
 """
 
 import torch
 
-from distill.ops import naive
+from distill.ops import conv, delta_rule, fla_kernels
+from distill.ops import ssd as state_space
+from distill.ops.segments import split_documents
 
 
-def kda(q, k, v, gate, beta, *, A_log, dt_bias, initial_state=None, output_final_state=False, cu_seqlens=None):
+def kda(
+    q, k, v, gate, beta, *, A_log, dt_bias, initial_state=None, output_final_state=False, cu_seqlens=None
+):
     """Kimi Delta Attention: a delta rule whose decay is one number a key channel (paper, equation 4).
 
     ``q``, ``k`` [B, T, H, K] (normalised to length one here, q scaled by K**-0.5), ``v`` [B, T, H, V], ``gate``
@@ -18,12 +25,18 @@ def kda(q, k, v, gate, beta, *, A_log, dt_bias, initial_state=None, output_final
     exp(-exp(A_log) * softplus(gate + dt_bias)), the writing strength sigmoid(beta). Returns the output
     [B, T, H, V] in ``v``'s dtype and, if asked, the final state.
     """
-    return _each(naive.kda, (q, k, v, gate, beta), dict(A_log=A_log, dt_bias=dt_bias), initial_state, output_final_state, cu_seqlens)
+    op = fla_kernels.kda if v.is_cuda else delta_rule.delta_rule
+    parameters = {"A_log": A_log, "dt_bias": dt_bias}
+    return _run(op, (q, k, v, gate, beta), parameters, initial_state, output_final_state, cu_seqlens)
 
 
-def gated_delta_rule(q, k, v, gate, beta, *, A_log, dt_bias, initial_state=None, output_final_state=False, cu_seqlens=None):
+def gated_delta_rule(
+    q, k, v, gate, beta, *, A_log, dt_bias, initial_state=None, output_final_state=False, cu_seqlens=None
+):
     """Gated DeltaNet: as ``kda`` with one decay a head: ``gate`` [B, T, H], ``dt_bias`` [H] (paper, equation 3)."""
-    return _each(naive.kda, (q, k, v, gate, beta), dict(A_log=A_log, dt_bias=dt_bias), initial_state, output_final_state, cu_seqlens)
+    op = fla_kernels.gated_delta_rule if v.is_cuda else delta_rule.delta_rule
+    parameters = {"A_log": A_log, "dt_bias": dt_bias}
+    return _run(op, (q, k, v, gate, beta), parameters, initial_state, output_final_state, cu_seqlens)
 
 
 def ssd(x, dt, b, c, *, A_log, dt_bias, initial_state=None, output_final_state=False, cu_seqlens=None):
@@ -32,27 +45,41 @@ def ssd(x, dt, b, c, *, A_log, dt_bias, initial_state=None, output_final_state=F
     ``x`` [B, T, H, V], ``dt`` [B, T, H] before softplus, ``b`` and ``c`` [B, T, H, K], ``A_log`` and ``dt_bias`` [H].
     Returns the output [B, T, H, V] in ``x``'s dtype and, if asked, the final state.
     """
-    return _each(naive.ssd, (x, dt, b, c), dict(A_log=A_log, dt_bias=dt_bias), initial_state, output_final_state, cu_seqlens)
+    op = fla_kernels.ssd if x.is_cuda else state_space.ssd
+    parameters = {"A_log": A_log, "dt_bias": dt_bias}
+    return _run(op, (x, dt, b, c), parameters, initial_state, output_final_state, cu_seqlens)
 
 
-def causal_conv(x, weight, *, bias=None, activation=None, initial_state=None, output_final_state=False, cu_seqlens=None):
+def causal_conv(
+    x, weight, *, bias=None, activation=None, initial_state=None, output_final_state=False, cu_seqlens=None
+):
     """A depthwise causal convolution over time.
 
     ``x`` [B, T, D], ``weight`` [D, W], ``bias`` [D], ``activation`` None or "silu". The state is the last W inputs,
     [N, D, W] in ``x``'s dtype, zeros where there were none. Returns the output [B, T, D] and, if asked, the state.
     """
-    y, state = _each(naive.causal_conv, (x,), dict(weight=weight, bias=bias), initial_state, output_final_state, cu_seqlens)
-    return (torch.nn.functional.silu(y) if activation == "silu" else y), state
+    if activation not in (None, "silu"):
+        raise ValueError(f"activation must be None or 'silu', got {activation!r}")
+    op = fla_kernels.causal_conv if x.is_cuda else conv.causal_conv
+    parameters = {"weight": weight, "bias": bias, "activation": activation}
+    return _run(op, (x,), parameters, initial_state, output_final_state, cu_seqlens)
 
 
-def _each(op, sequences, parameters, initial_state, output_final_state, cu_seqlens):
+def _run(op, sequences, parameters, initial_state, output_final_state, cu_seqlens):
+    if sequences[0].is_cuda:
+        return op(
+            *sequences,
+            **parameters,
+            initial_state=initial_state,
+            output_final_state=output_final_state,
+            cu_seqlens=cu_seqlens,
+        )
     if cu_seqlens is None:
         out, state = op(*sequences, **parameters, initial_state=initial_state)
         return out, state if output_final_state else None
-    outs, states = [], []
-    ends = cu_seqlens.tolist()
-    for n, (s, e) in enumerate(zip(ends, ends[1:])):
-        out, state = op(*[x[:, s:e] for x in sequences], **parameters, initial_state=None if initial_state is None else initial_state[n : n + 1])
-        outs.append(out)
-        states.append(state)
-    return torch.cat(outs, 1), torch.cat(states) if output_final_state else None
+    documents = [
+        op(*parts, **parameters, initial_state=state)
+        for parts, state in split_documents(sequences, initial_state, cu_seqlens)
+    ]
+    outputs, states = zip(*documents, strict=True)
+    return torch.cat(outputs, dim=1), torch.cat(states) if output_final_state else None

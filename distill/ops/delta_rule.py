@@ -1,0 +1,69 @@
+"""KDA and Gated DeltaNet off the GPU: chunked for sequences, one plain step for decoding."""
+
+import torch
+import torch.nn.functional as F
+
+from distill.ops.chunked import chunked_recurrence
+from distill.ops.segments import compute_dtype, from_chunks, run_segments, to_chunks
+
+NORM_EPS = 1e-6
+
+
+def delta_rule(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    gate: torch.Tensor,
+    beta: torch.Tensor,
+    *,
+    A_log: torch.Tensor,
+    dt_bias: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gated delta rule with ``gate`` [B, T, H, K] (KDA) or [B, T, H] (GDN); see ``distill.ops.kda``."""
+    B, T, H, K = q.shape
+    gate = gate if gate.ndim == 4 else gate[..., None]
+    if initial_state is None:
+        state = q.new_zeros(B, H, K, v.shape[-1], dtype=compute_dtype(q))
+    else:
+        state = initial_state.to(compute_dtype(q))
+    if T == 0:
+        return v, state
+    if T == 1:
+        return _step(state, q, k, v, gate, beta, A_log, dt_bias)
+    return run_segments(_segment, (q, k, v, gate, beta), (A_log, dt_bias), state)
+
+
+def _segment(state, q, k, v, gate, beta, A_log, dt_bias):
+    B, _, H, K = q.shape
+    q_c = _normalise(to_chunks(q)) * K**-0.5
+    k_c = _normalise(to_chunks(k))
+    # Filling with -inf makes the decay of a chunk's missing tokens exactly one.
+    decay = _decay(to_chunks(gate, float("-inf")).unflatten(1, (B, H)), A_log, dt_bias, 1).flatten(1, 2)
+    write = to_chunks(beta).sigmoid()
+    out, state_c = chunked_recurrence(q_c, k_c, to_chunks(v), decay, write, state.flatten(0, 1))
+    return from_chunks(out, v), state_c.view_as(state)
+
+
+def _step(state, q, k, v, gate, beta, A_log, dt_bias):
+    dtype = state.dtype
+    decay = _decay(gate.squeeze(1).to(dtype), A_log, dt_bias, 0)
+    state = state * decay[..., None]
+    q, k = _normalise(torch.stack((q.squeeze(1), k.squeeze(1))).to(dtype))
+    write = beta.squeeze(1).to(dtype).sigmoid()[..., None]
+    error = v.squeeze(1).to(dtype) - (k[..., None, :] @ state).squeeze(-2)
+    state = state + k[..., None] * (write * error)[..., None, :]
+    out = (q[..., None, :] * q.shape[-1] ** -0.5) @ state
+    return out.transpose(1, 2).to(v.dtype), state
+
+
+def _normalise(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt((x * x).sum(dim=-1, keepdim=True) + NORM_EPS)
+
+
+def _decay(gate: torch.Tensor, A_log: torch.Tensor, dt_bias: torch.Tensor, time_dims: int) -> torch.Tensor:
+    """The decay of ``gate`` [..., H, time, K or 1], with ``time_dims`` dimensions of time between H and K."""
+    H = A_log.shape[0]
+    middle = (1,) * time_dims
+    A = A_log.to(gate.dtype).exp().view(H, *middle, 1)
+    return (-A * F.softplus(gate + dt_bias.to(gate.dtype).view(H, *middle, -1))).exp()
