@@ -18,8 +18,9 @@ from distill_eval.schema.probes import Difference
 
 FLOAT32_SHARE = 2e-3  # of the logits' spread, for the largest difference
 ROUNDING_MULTIPLE = 8.0
-# Of rounding itself, as KL(float32 || dtype): 0.05 nats a token is a perplexity off by five percent.
-MOST_ROUNDING = (0.05, 1.0)
+# Of rounding itself, as KL(float32 || dtype): twenty and fifty times what those two models showed. On average
+# over tokens this is a perplexity off by two percent, which no rounding should cost.
+MOST_ROUNDING = (2e-2, 0.5)
 
 
 @dataclass(frozen=True, slots=True)

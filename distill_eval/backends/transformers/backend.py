@@ -16,7 +16,7 @@ from distill_eval.schema.requests import GenerateRequest, GenerateResponse, Scor
 from distill_eval.schema.run import RunOptions
 
 # Raised whenever a change of this package can move a number: it is part of every cache key.
-REVISION = 2
+REVISION = 3
 
 # Tokens in a scoring batch (with padding), rows and tokens (prompt, padding and new ones) in a generation
 # batch. On the CPU a few hundred tokens keep the cores busy and more only adds padding; a GPU wants a lot at

@@ -89,8 +89,11 @@ def _forward(
     known = inspect.signature(model.forward).parameters
     # Recurrent models without any attention call their cache by another name.
     cache_name = "past_key_values" if "past_key_values" in known else "cache_params"
+    mask = batch.mask
+    if cache_name == "cache_params" and mask is not None and mask.shape[1] != input_ids.shape[1]:
+        mask = None  # these models multiply their input with the mask: it is for the prefill alone
     arguments = {
-        "attention_mask": batch.mask,
+        "attention_mask": mask,
         "position_ids": position_ids,
         "logits_to_keep": num_logits,
         "use_cache": True,
