@@ -13,7 +13,7 @@ from distill_eval.schema.probes import FAILED, PASSED, SKIPPED, Probe
 COLUMNS = ("max |Δ|", "mean |Δ|", "max KL", "mean KL", "top-1 %", "ties")
 LEGEND = (
     "Δ: logits against the reference path; KL in nats per position; "
-    "top-1: same likeliest token, near ties left out"
+    "top-1: same likeliest token; ties: positions too near a tie to count there, of all"
 )
 
 _STYLES = {PASSED: "green", FAILED: "bold red", SKIPPED: "dim"}
@@ -82,13 +82,12 @@ def render_probes(label: str, settings: str, probes: Sequence[Probe], console: C
         cells = [Text(probe.name), Text(probe.verdict, style=_STYLES[probe.verdict])]
         table.add_row(*cells, *map(Text, probe_cells(probe)))
     console.print(table)
-    reasons: dict[tuple[str, str], list[str]] = {}
+    reasons: dict[tuple[str, str], list[Probe]] = {}
     for probe in probes:
         if probe.verdict != PASSED:
-            reasons.setdefault((probe.verdict, probe.detail), []).append(probe.name)
-    for (verdict, detail), names in reasons.items():
-        style = _STYLES[verdict]
-        console.print(Text(f"{verdict}: {join_names(names)}: {one_line(detail)}", style=style))
+            reasons.setdefault((probe.verdict, probe.detail), []).append(probe)
+    for (verdict, detail), alike in reasons.items():
+        console.print(Text(f"{verdict}: {_named(alike)}: {one_line(detail)}", style=_STYLES[verdict]))
     for warning in probe_warnings([(label, probes)]):
         console.print(Text(f"warning: {one_line(warning)}", style="bold"))
 
@@ -102,4 +101,10 @@ def _count(probes: Sequence[Probe], noun: str) -> str:
 
 
 def _named(probes: Sequence[Probe]) -> str:
-    return join_names([probe.name for probe in probes])
+    """Their names; of several that differ in where they split, the first in full and the others' numbers."""
+    names: list[str] = []
+    for probe in probes:
+        start, at, number = probe.name.rpartition(" at ")
+        seen = at and any(name.rpartition(" at ")[0] == start for name in names)
+        names.append(number if seen else probe.name)
+    return join_names(names)
