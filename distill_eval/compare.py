@@ -13,6 +13,7 @@ from distill_eval.content import default_cache_dir
 from distill_eval.data import go_offline, resolve_data_dir
 from distill_eval.errors import OptionError
 from distill_eval.render import html, latex
+from distill_eval.render.probes import probe_notes, probe_warnings
 from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for, plan_tasks, run_checkpoint
 from distill_eval.runs import check_writable, write_run
 from distill_eval.schema.checkpoints import Checkpoint
@@ -67,7 +68,8 @@ def run_comparison(
             runs.append(run_checkpoint(checkpoint, planned, effective, store, on_progress))
     finally:
         store.close()
-    notes += [*probe_notes(runs), *(note for run in runs for note in run.notes)]
+    probes = [(run.checkpoint.label, run.probes) for run in runs]
+    notes += [*probe_notes(probes), *(note for run in runs for note in run.notes)]
     return _conclude(checkpoints, planned, runs, options, template, notes, out)
 
 
@@ -129,17 +131,6 @@ def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
     return notes
 
 
-def probe_notes(runs: Sequence[CheckpointRun]) -> list[str]:
-    """Say which checkpoints are not the same model on every path the protocols use."""
-    return [
-        f"{run.checkpoint.label}: parity probe '{probe.name}' failed ({probe.detail}): "
-        "part of any gap may be an error in the model's code, not in its weights"
-        for run in runs
-        for probe in run.probes
-        if not probe.passed
-    ]
-
-
 def _conclude(
     checkpoints: Sequence[Checkpoint],
     planned: Sequence[PlannedTask],
@@ -153,7 +144,8 @@ def _conclude(
     records = [record for run in runs for record in run.records]
     frame = records_frame(records)
     results = compare_records(frame, tasks, [checkpoint.label for checkpoint in checkpoints])
-    results = replace(results, notes=(*notes, *results.notes))
+    warnings = probe_warnings([(run.checkpoint.label, run.probes) for run in runs])
+    results = replace(results, notes=(*notes, *results.notes), warnings=(*warnings, *results.warnings))
     facts = describe(checkpoints, planned, runs, options, template)
     table = latex.render_table1(results)
     files = {

@@ -13,10 +13,11 @@ from distill_eval import items
 from distill_eval.backends import open_backend
 from distill_eval.checkpoints import load_tokenizer
 from distill_eval.errors import DataError
-from distill_eval.probes import Probe, run_probes
+from distill_eval.probes import run_probes
 from distill_eval.protocols import generative, loglikelihood
 from distill_eval.protocols.client import Client, Counts
 from distill_eval.schema.checkpoints import Checkpoint
+from distill_eval.schema.probes import Probe
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, Record
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
@@ -107,7 +108,7 @@ def run_checkpoint(
     """Put one checkpoint through every planned task under both protocols and return its records."""
     tokenizer = load_tokenizer(checkpoint)
     backend = open_backend(options, checkpoint, tokenizer)
-    stage = LOGLIKELIHOOD
+    stage = "probes"
 
     def report(label: str, done: int, total: int) -> None:
         if on_progress:
@@ -118,6 +119,7 @@ def run_checkpoint(
     try:
         with _timed(run.seconds, "probes"):
             run.probes = run_probes(client)
+        stage = LOGLIKELIHOOD
         for plan in planned:
             if plan.loglikelihood is not None:
                 with _timed(run.seconds, f"{LOGLIKELIHOOD}/{plan.task.name}"):

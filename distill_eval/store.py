@@ -70,15 +70,16 @@ class ResponseStore:
                     found[key] = value
         return found
 
-    def put_many(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        """Store all ``pairs`` in one transaction; a key that is already there keeps its value."""
+    def put_many(self, pairs: Iterable[tuple[bytes, bytes]], *, replace: bool = False) -> None:
+        """Store all ``pairs`` in one transaction; a key that is there keeps its value unless ``replace``."""
         rows = [(key, value, _checksum(key, value)) for key, value in pairs]
         if not rows:
             return
         with self._session() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
-                db.executemany("INSERT OR IGNORE INTO responses VALUES (?, ?, ?)", rows)
+                conflict = "REPLACE" if replace else "IGNORE"
+                db.executemany(f"INSERT OR {conflict} INTO responses VALUES (?, ?, ?)", rows)
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:  # some failures (disk full) have rolled back already

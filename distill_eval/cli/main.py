@@ -16,6 +16,7 @@ EXIT_INTERRUPTED = 130
 COMMANDS = {
     "compare": "distill_eval.cli.compare:compare_command",
     "prefetch": "distill_eval.cli.prefetch:prefetch_command",
+    "probe": "distill_eval.cli.probe:probe_command",
 }
 GROUPS = {
     "tasks": "distill_eval.cli.tasks:app",

@@ -5,6 +5,7 @@ from typing import Any
 
 STAGES = {
     "data": "loading items",
+    "probes": "parity probes",
     "loglikelihood": "log-likelihood",
     "generative": "generation",
     "scoring": "scoring answers",

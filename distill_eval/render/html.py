@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from distill_eval.content import content_path
 from distill_eval.render.examples import find_examples
 from distill_eval.render.plots import chart_text, gap_chart
+from distill_eval.render.probes import COLUMNS, LEGEND, probe_cells
 from distill_eval.render.rows import (
     Row,
     average_notes,
@@ -18,6 +19,7 @@ from distill_eval.render.rows import (
 )
 from distill_eval.render.text import interval, number, one_line, visible
 from distill_eval.render.verdict import excludes_zero, verdicts
+from distill_eval.schema.probes import FAILED, PASSED, SKIPPED, Difference, Probe
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Results
 
@@ -46,13 +48,17 @@ def render_report(
     return environment.get_template("report.html.jinja").render(
         verdicts=verdicts(results),
         notes=[*floor_notes(results), *average_notes(results), *unscored_notes(results)],
-        warnings=results.notes,
+        warnings=results.warnings,
+        mind=results.notes,
         reference=results.checkpoints[0],
         tables=[_table(results, candidate) for candidate in candidates(results)],
         chart=_inline(chart) if chart else None,
         chart_text=chart_text(results),
         differs=[(task.title, task.differs) for task in results.tasks if task.differs],
         examples=find_examples(results, frame) if frame is not None and len(frame) else [],
+        probes=[_probes(run) for run in provenance.get("runs", ()) if run.get("probes")],
+        probe_columns=COLUMNS,
+        probe_legend=LEGEND,
         provenance=provenance,
         facts=_facts(provenance),
     )
@@ -114,6 +120,30 @@ def _cells(row: Row, checkpoints: list[str]) -> dict[str, Any]:
     }
 
 
+def _probes(run: Mapping[str, Any]) -> dict[str, Any]:
+    """One checkpoint's probes, as provenance has them, with the cells of the table and the counts."""
+    probes = [
+        Probe(**{**probe, "difference": Difference(**probe["difference"]) if probe["difference"] else None})
+        for probe in run["probes"]
+    ]
+    return {
+        "checkpoint": run.get("checkpoint", ""),
+        "rows": [
+            {
+                "name": probe.name,
+                "verdict": probe.verdict,
+                "detail": probe.detail,
+                "cells": probe_cells(probe),
+            }
+            for probe in probes
+        ],
+        **{
+            verdict: sum(probe.verdict == verdict for probe in probes)
+            for verdict in (PASSED, FAILED, SKIPPED)
+        },
+    }
+
+
 def _facts(provenance: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Provenance as titled lists of (name, value) for the page's last section."""
     groups = [
@@ -124,15 +154,9 @@ def _facts(provenance: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str
         for checkpoint in provenance.get("checkpoints", ())
     ]
     for run in provenance.get("runs", ()):
-        probes = [
-            (f"probe: {probe['name']}", f"{'passed' if probe['passed'] else 'FAILED'}, {probe['detail']}")
-            for probe in run.get("probes", ())
-        ]
         seconds = [("seconds", _value(run["seconds"]))] if run.get("seconds") else []
         title = f"Run of {one_line(run.get('checkpoint', ''))}"
-        groups.append(
-            (title, [*_pairs(run.get("numerics", {})), *probes, *_pairs(run.get("counts", {})), *seconds])
-        )
+        groups.append((title, [*_pairs(run.get("numerics", {})), *_pairs(run.get("counts", {})), *seconds]))
     if provenance.get("tasks"):
         groups.append(("Tasks", [_task_settings(task) for task in provenance["tasks"]]))
     sections = {

@@ -237,7 +237,8 @@ def _caption(results: Results, columns: list[_Column]) -> str:
     short = {escape(SHORT_TITLES[task]): escape(titles[task]) for task in titles if task in SHORT_TITLES}
     if short:
         sentences.append("; ".join(f"{head}: {title}" for head, title in short.items()) + ".")
-    return " ".join([*sentences, escape(_conclusion(results))])
+    warnings = [rf"\textbf{{Warning:}} {escape(warning)}." for warning in results.warnings]
+    return " ".join([*warnings, *sentences, escape(_conclusion(results))])
 
 
 def _conclusion(results: Results) -> str:

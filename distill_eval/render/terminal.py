@@ -25,7 +25,10 @@ _WIDEST_LABEL = 8  # a checkpoint's name heads its column up to this width
 
 
 def render_table(results: Results, console: Console) -> None:
-    """Print one table for each candidate, what the averages cover, the notes, and last the verdict."""
+    """Print warnings, one table for each candidate, what the averages cover, the notes, and last the verdict."""
+    for warning in results.warnings:
+        console.print(Text(f"WARNING: {one_line(warning)}", style="bold red"))
+        console.print()
     for candidate in candidates(results):
         _print_block(results, candidate, console)
     for note in _notes(results):

@@ -105,9 +105,13 @@ class Average:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Everything ``compare`` reports. ``checkpoints[0]`` is the reference. ``notes``: what a reader must know."""
+    """Everything ``compare`` reports. ``checkpoints[0]`` is the reference.
+
+    ``warnings``: what may make the numbers themselves wrong, shown on top. ``notes``: what a reader must know.
+    """
 
     checkpoints: tuple[str, ...]
     tasks: tuple[TaskResult, ...]
     averages: tuple[Average, ...]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()

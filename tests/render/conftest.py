@@ -38,6 +38,7 @@ def make_results(
     *,
     lag: float = 1.0,
     notes: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
     table: tuple = TABLE,
 ) -> Results:
     """Results over ``table``; ``lag`` scales how far candidates fall behind in generation, a bit more for each."""
@@ -74,7 +75,7 @@ def make_results(
         )  # fmt: skip
     tasks.append(make_lambada((reference, *candidates)))
     averages = make_averages(reference, candidates, tasks)
-    return Results((reference, *candidates), tuple(tasks), averages, notes)
+    return Results((reference, *candidates), tuple(tasks), averages, notes, warnings)
 
 
 def make_lambada(checkpoints: tuple[str, ...]) -> TaskResult:
@@ -185,6 +186,16 @@ def make_records(
     return records
 
 
+def make_probe(name: str, verdict: str = "passed", detail: str = "fine") -> dict[str, Any]:
+    """One parity probe as provenance has it."""
+    difference = {
+        "max_logit": 2.1e-5, "mean_logit": 3e-6, "spread": 2.5, "max_kl": 0.0, "mean_kl": 1e-11, "top1": 0.975,
+        "num_positions": 24, "num_near_ties": 1,
+    }  # fmt: skip
+    measured = None if verdict == "skipped" else difference
+    return {"name": name, "verdict": verdict, "detail": detail, "used": True, "difference": measured}
+
+
 def make_provenance() -> dict[str, Any]:
     """Provenance of a made-up run, with one warning and one failed probe."""
     return {
@@ -199,9 +210,9 @@ def make_provenance() -> dict[str, Any]:
         "hardware": {"device": "NVIDIA H200", "num_cpus": 16, "memory_gib": 128.0},
         "runs": [
             {"checkpoint": "teacher", "numerics": {"dtype": "bfloat16"}, "counts": {"score_computed": 9},
-             "probes": [{"name": "cached decoding", "passed": True, "detail": "largest difference 2e-5"}]},
+             "probes": [make_probe("prefill and decode"), make_probe("run's dtype", "skipped", "it is float32")]},
             {"checkpoint": "student", "numerics": {"dtype": "bfloat16"}, "counts": {"score_computed": 9},
-             "probes": [{"name": "left padding", "passed": False, "detail": "largest difference 0.41"}]},
+             "probes": [make_probe("prefill and decode"), make_probe("left-padded batch", "failed", "KL <0.41>")]},
         ],
     }  # fmt: skip
 

@@ -45,7 +45,9 @@ class Page(HTMLParser):
 @pytest.fixture
 def page(made) -> str:
     frame = records_frame(made.records(output=HOSTILE))
-    return render_report(made.results(notes=("mind <this>",)), made.provenance(), frame)
+    return render_report(
+        made.results(notes=("mind <this>",), warnings=("student <failed>",)), made.provenance(), frame
+    )
 
 
 def test_golden_without_the_chart(page, check_golden):
@@ -76,7 +78,10 @@ def test_what_models_wrote_is_text(page):
 def test_says_what_matters(page):
     text = " ".join("".join(Page(page).text).split())
     assert "17.1 pp behind when it must generate" in text
-    assert "FAILED" in text  # a probe
+    assert text.index("Warning: student <failed>") < text.index("17.1 pp behind")  # on top of everything
+    assert "student 1 passed, 1 FAILED" in text  # probes
+    assert "left-padded batch KL <0.41>1/24FAILED2.1e-053.0e-0601.0e-1197.5" in text
+    assert "teacher 1 passed, 1 skipped" in text
     assert "distill-eval compare teacher=org/teacher-7b" in text
     assert "wrong, read as nothing; 48 tokens, cut off at the length limit" in text
     assert "11 of 40 items" in text

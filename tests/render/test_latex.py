@@ -19,6 +19,11 @@ def test_best_candidate_is_bold_only_among_several(made):
     assert r"\textbf{90.8}" not in several  # the reference competes with nobody
 
 
+def test_a_warning_leads_the_caption(made):
+    text = render_table1(made.results(warnings=("student failed 1 probe & more",)))
+    assert r"\caption{\textbf{Warning:} student failed 1 probe \& more. PPL-based" in text
+
+
 def test_escapes():
     assert escape("50%_of & more") == r"50\%\_of \& more"
     assert escape("中") == r"\texttt{U+4E2D}"

@@ -18,6 +18,11 @@ def test_two_checkpoints_at_100_columns(made, check_golden):
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_warnings_come_first(made):
+    text = printed(made.results(warnings=("student failed [b]everything[/b]",)))
+    assert text.startswith("WARNING: student failed [b]everything[/b]\n")
+
+
 def test_three_checkpoints_have_a_block_each(made, check_golden):
     check_golden("table_three.txt", printed(made.results(("first", "second"))))
 

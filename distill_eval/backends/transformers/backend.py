@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import transformers
 
-from distill_eval.backends.transformers import decoding, model, scoring
+from distill_eval.backends.base import FLOAT32, PathUnavailable
+from distill_eval.backends.transformers import decoding, model, paths, scoring
 from distill_eval.checkpoints.architectures import first_line
 from distill_eval.errors import BackendError, OptionError
 from distill_eval.schema.checkpoints import Checkpoint
@@ -15,7 +16,7 @@ from distill_eval.schema.requests import GenerateRequest, GenerateResponse, Scor
 from distill_eval.schema.run import RunOptions
 
 # Raised whenever a change of this package can move a number: it is part of every cache key.
-REVISION = 2
+REVISION = 3
 
 # Tokens in a scoring batch (with padding), rows and tokens (prompt, padding and new ones) in a generation
 # batch. On the CPU a few hundred tokens keep the cores busy and more only adds padding; a GPU wants a lot at
@@ -148,29 +149,20 @@ class TransformersBackend:
                 self._generate_limit = self._halve("generation", rows, width)
                 todo.append([index for index in part if index not in finished])
 
-    def decode_logprobs(self, requests: Sequence[ScoreRequest]) -> list[float]:
-        """Return each continuation's log-likelihood along the path generation takes: prefill, then cached
-        steps.
-
-        All requests go through one left-padded batch whose rows are dropped as they end. For parity probes.
-        """
-        net = self._load()
-        sums = [0.0] * len(requests)
-        batch, logits = decoding.prefill(net, [request.context for request in requests])
-        rows, step = list(range(len(requests))), 0
-        while True:
-            tokens = torch.tensor([requests[row].continuation[step] for row in rows], device=logits.device)
-            logprobs = logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
-            for row, logprob in zip(rows, logprobs.tolist(), strict=True):
-                sums[row] += logprob
-            step += 1
-            kept = [place for place, row in enumerate(rows) if step < len(requests[row].continuation)]
-            if not kept:
-                return sums
-            if len(kept) < len(rows):
-                decoding.drop_rows(batch, kept)
-                rows, tokens = [rows[place] for place in kept], tokens[kept]
-            logits = decoding.advance(net, batch, tokens)
+    def run_path(
+        self, path: str, rows: Sequence[Sequence[int]], starts: Sequence[int] = ()
+    ) -> list[torch.Tensor]:
+        self._check_vocabulary(max(max(row) for row in rows))
+        try:
+            if path == FLOAT32:
+                return self._run_float32(rows)
+            return paths.PATHS[path](self._load(), rows, starts)
+        except Exception as error:
+            if not model.is_out_of_memory(error):
+                raise
+        # Outside the handler, where the traceback no longer holds the tensors.
+        self._free_memory()
+        raise PathUnavailable(f"not enough memory on {self.device}")
 
     def close(self) -> None:
         self._model = None
@@ -182,6 +174,21 @@ class TransformersBackend:
                 self.checkpoint, device=self.device, dtype=self.dtype, attention=self.attention
             )
         return self._model
+
+    def _run_float32(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        # Flash attention has no float32.
+        attention = "sdpa" if self.attention.startswith("flash") else self.attention
+        try:
+            copy = model.load_model(self.checkpoint, device=self.device, dtype="float32", attention=attention)
+        except BackendError as error:
+            if error.__cause__ is not None and model.is_out_of_memory(error.__cause__):
+                raise PathUnavailable(f"not enough memory on {self.device} for a float32 copy") from None
+            raise
+        try:
+            return [paths.forward(copy, [row])[0] for row in rows]
+        finally:
+            del copy
+            self._free_memory()
 
     def _decode(self, tokens: Sequence[int]) -> str:
         if self._tokenizer is None:

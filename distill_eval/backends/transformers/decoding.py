@@ -1,7 +1,7 @@
 """Batched generation: prompts padded on the left, one cache, rows dropped as they finish.
 
 ``prefill``, ``advance`` and ``drop_rows`` are the whole of the cached path; the parity probes drive the same
-three functions with given tokens.
+functions with given tokens.
 """
 
 import inspect
@@ -28,8 +28,11 @@ class CachedBatch:
 
 
 @torch.inference_mode()
-def prefill(model, prompts: Sequence[Sequence[int]]) -> tuple[CachedBatch, torch.Tensor]:
-    """Read ``prompts`` (token ids) and return the cached batch and the logits [B, V] of the next token."""
+def prefill(model, prompts: Sequence[Sequence[int]], cache: Any = None) -> tuple[CachedBatch, torch.Tensor]:
+    """Read ``prompts`` (token ids) and return the cached batch and the logits [B, V] of the next token.
+
+    ``cache``: an empty one to fill, made new when None.
+    """
     device = next(model.parameters()).device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     width = int(lengths.max())
@@ -39,22 +42,29 @@ def prefill(model, prompts: Sequence[Sequence[int]]) -> tuple[CachedBatch, torch
     columns = torch.arange(width)[None, :] - (width - lengths)[:, None]  # B, T: negative where padded
     padded = bool((lengths < width).any())
     batch = CachedBatch(
-        cache=DynamicCache(config=model.config),
+        cache=DynamicCache(config=model.config) if cache is None else cache,
         mask=(columns >= 0).long().to(device) if padded else None,
         positions=lengths.to(device),
     )
     logits = _forward(model, batch, input_ids.to(device), columns.clamp(min=0).to(device))
-    return batch, logits
+    return batch, logits[:, -1]
 
 
 @torch.inference_mode()
 def advance(model, batch: CachedBatch, tokens: torch.Tensor) -> torch.Tensor:
     """Append one token to each row (``tokens`` [B]) and return the logits [B, V] of the next."""
+    return extend(model, batch, tokens[:, None])[:, -1]
+
+
+@torch.inference_mode()
+def extend(model, batch: CachedBatch, tokens: torch.Tensor) -> torch.Tensor:
+    """Append ``tokens`` [B, N] to the rows in one call and return the logits [B, N, V] after each of them."""
+    rows, width = tokens.shape
     if batch.mask is not None:
-        batch.mask = torch.cat([batch.mask, batch.mask.new_ones((len(tokens), 1))], dim=1)
-    position_ids = batch.positions[:, None]
-    batch.positions = batch.positions + 1
-    return _forward(model, batch, tokens[:, None], position_ids)
+        batch.mask = torch.cat([batch.mask, batch.mask.new_ones((rows, width))], dim=1)
+    position_ids = batch.positions[:, None] + torch.arange(width, device=tokens.device)
+    batch.positions = batch.positions + width
+    return _forward(model, batch, tokens, position_ids, num_logits=width)
 
 
 @torch.inference_mode()
@@ -68,20 +78,30 @@ def drop_rows(batch: CachedBatch, kept: Sequence[int]) -> None:
         batch.mask = batch.mask[index]
 
 
-def _forward(model, batch: CachedBatch, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+def _forward(
+    model,
+    batch: CachedBatch,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    num_logits: int = 1,
+) -> torch.Tensor:
+    """Return the logits [B, num_logits, V] of the last positions, in float32."""
     known = inspect.signature(model.forward).parameters
     # Recurrent models without any attention call their cache by another name.
     cache_name = "past_key_values" if "past_key_values" in known else "cache_params"
+    mask = batch.mask
+    if cache_name == "cache_params" and mask is not None and mask.shape[1] != input_ids.shape[1]:
+        mask = None  # these models multiply their input with the mask: it is for the prefill alone
     arguments = {
-        "attention_mask": batch.mask,
+        "attention_mask": mask,
         "position_ids": position_ids,
-        "logits_to_keep": 1,
+        "logits_to_keep": num_logits,
         "use_cache": True,
     }
     arguments = {name: value for name, value in arguments.items() if name in known}
     output = model(input_ids=input_ids, **{cache_name: batch.cache}, **arguments)
     batch.cache = getattr(output, cache_name)
-    return output.logits[:, -1].float()
+    return output.logits[:, -num_logits:].float()
 
 
 @dataclass(slots=True)

@@ -46,19 +46,8 @@ def plan_batches(requests: Sequence[ScoreRequest], *, max_tokens: int, max_rows:
 def score_batch(model, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
     """Score all ``requests`` in one forward pass; the result is in their order."""
     rows = {tokens: row for row, tokens in enumerate(dict.fromkeys(map(row_tokens, requests)))}
-    width = max(map(len, rows))
-    device = next(model.parameters()).device
-    input_ids = torch.zeros((len(rows), width), dtype=torch.long)  # B, T
-    for tokens, row in rows.items():
-        input_ids[row, : len(tokens)] = torch.tensor(tokens)
     first = min(len(request.context) for request in requests) - 1
-    arguments = {}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        arguments["logits_to_keep"] = torch.arange(first, width, device=device)
-    else:
-        first = 0
-    output = model(input_ids=input_ids.to(device), use_cache=False, **arguments)
-    logits = output.logits  # B, T - first, V
+    logits, first = forward_rows(model, list(rows), first)
 
     row_of, column_of, targets = [], [], []
     for request in requests:
@@ -73,6 +62,27 @@ def score_batch(model, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
         responses.append(ScoreResponse(sum(logprobs[start:end]), all(greedy[start:end])))
         start = end
     return responses
+
+
+@torch.inference_mode()
+def forward_rows(model, rows: Sequence[Sequence[int]], first: int = 0) -> tuple[torch.Tensor, int]:
+    """Read ``rows`` (token ids) in one pass without a cache, padded on the right.
+
+    Returns the logits [B, T - first, V] and the position of the first ones: ``first``, or 0 where the model
+    cannot leave any out.
+    """
+    width = max(map(len, rows))
+    device = next(model.parameters()).device
+    input_ids = torch.zeros((len(rows), width), dtype=torch.long)  # B, T
+    for row, tokens in enumerate(rows):
+        input_ids[row, : len(tokens)] = torch.tensor(tokens)
+    arguments = {}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        arguments["logits_to_keep"] = torch.arange(first, width, device=device)
+    else:
+        first = 0
+    output = model(input_ids=input_ids.to(device), use_cache=False, **arguments)
+    return output.logits, first
 
 
 def _read_logprobs(

@@ -166,7 +166,7 @@ def test_stop_strings_across_tokens_and_bytes(model: Any):
     assert found > 30
 
 
-@pytest.mark.parametrize("kind", ["gated_delta", "convolution", "sliding"])
+@pytest.mark.parametrize("kind", ["gated_delta", "convolution", "sliding", "recurrent_only"])
 def test_other_kinds_of_state(kind: str):
     """Linear attention, short convolutions and sliding windows: padding, cached steps and dropped rows."""
     import transformers
@@ -202,6 +202,11 @@ def test_other_kinds_of_state(kind: str):
         elif kind == "convolution":
             config = transformers.Lfm2Config(**common, layer_types=["conv", "full_attention"] * 2)
             model = transformers.Lfm2ForCausalLM(config)
+        elif kind == "recurrent_only":
+            for name in ("intermediate_size", "num_attention_heads", "num_key_value_heads"):
+                del common[name]
+            config = transformers.MambaConfig(**common, state_size=8)
+            model = transformers.MambaForCausalLM(config)
         else:
             config = transformers.Gemma3TextConfig(**common, head_dim=8, sliding_window=6)
             model = transformers.Gemma3ForCausalLM(config)

@@ -11,6 +11,7 @@ from distill_eval.backends.transformers.sampling import gumbel_noise, pick_token
 from distill_eval.probes import run_probes
 from distill_eval.protocols.client import Client
 from distill_eval.schema.checkpoints import Checkpoint
+from distill_eval.schema.probes import FAILED
 from distill_eval.schema.requests import GREEDY, GenerateRequest, Sampling, ScoreRequest
 from distill_eval.store import ResponseStore
 
@@ -65,4 +66,4 @@ def test_probes_pass(
 ):
     backend = make_backend(device="cuda", dtype=dtype)
     probes = run_probes(Client(checkpoint, tokenizer, backend, store))
-    assert [probe for probe in probes if not probe.passed] == []
+    assert [probe for probe in probes if probe.verdict == FAILED] == []
