@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from distill.cache import fit_cache
+from distill.fused import fuse_layer, fuse_norm
 from distill.mixers import MIXERS, Mixer
 from distill.mixers.base import OUTPUT_GATES
 from distill.packing import PACKED_SDPA, check_packing, packed_positions
@@ -166,6 +167,11 @@ class HybridConfig(PreTrainedConfig):
         """The layers that keep attention."""
         return [index for index, kind in enumerate(self.layer_types) if kind == "full_attention"]
 
+    @property
+    def is_student(self) -> bool:
+        """Whether any layer was replaced; otherwise the model is its teacher."""
+        return "linear_attention" in self.layer_types
+
     def to_dict(self) -> dict[str, Any]:
         """Also write the teacher's main sizes on top, where other programs look for them."""
         return super().to_dict() | {name: getattr(self, name) for name in (*FROM_TEACHER, "head_dim")}
@@ -219,6 +225,10 @@ class HybridModel(HybridPreTrainedModel):
                 layer.self_attn = MIXERS[config.mixer](config, index)
             self.layers.append(layer)
         self.norm = getattr(modeling, f"{prefix}RMSNorm")(config.hidden_size, eps=teacher.rms_norm_eps)
+        if config.is_student and teacher.hidden_act == "silu":
+            for layer in self.layers:
+                fuse_layer(layer)
+            fuse_norm(self.norm)
         self.rotary_emb = getattr(modeling, f"{prefix}RotaryEmbedding")(config=teacher)
         self.gradient_checkpointing = False
         self.post_init()

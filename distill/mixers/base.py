@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SILU_OF_THIS_IS_ONE = 1.2784645427610738
 # Added to a decay's logit, it stops the decay: softplus is then 0 in every dtype, and gradients stay finite.
 NO_DECAY = -1e4
-OUTPUT_GATES = {"silu": F.silu, "sigmoid": torch.sigmoid}
+OUTPUT_GATES = ("silu", "sigmoid")
 
 
 class Mixer(nn.Module):
@@ -110,9 +110,9 @@ class Mixer(nn.Module):
         if self.norm is not None:
             mixed = self.norm(mixed)
         mixed = mixed.flatten(-2)
-        if gate is None or self.gate_activation is None:
+        if gate is None:
             return mixed
-        return mixed * OUTPUT_GATES[self.gate_activation](gate)
+        return ops.swiglu(gate, mixed) if self.gate_activation == "silu" else mixed * torch.sigmoid(gate)
 
     @torch.no_grad()
     def reset_own_parameters(self) -> None:

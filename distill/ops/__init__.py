@@ -9,6 +9,7 @@ checked. There, pass the same ``cu_seqlens`` tensor to every layer: fla keeps wh
 """
 
 import torch
+import torch.nn.functional as F
 
 from distill.ops import conv, delta_rule, fla_kernels
 from distill.ops import ssd as state_space
@@ -63,6 +64,11 @@ def causal_conv(
     op = fla_kernels.causal_conv if x.is_cuda else conv.causal_conv
     parameters = {"weight": weight, "bias": bias, "activation": activation}
     return _run(op, (x,), parameters, initial_state, output_final_state, cu_seqlens)
+
+
+def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return silu(gate) * x, in one kernel on CUDA; shapes are equal."""
+    return fla_kernels.swiglu(gate, x) if x.is_cuda else F.silu(gate) * x
 
 
 def _run(op, sequences, parameters, initial_state, output_final_state, cu_seqlens):

@@ -106,6 +106,11 @@ def causal_conv(
     )
 
 
+def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """See ``distill.ops.swiglu``."""
+    return _fla("fla.modules.activations").swiglu(gate, x)
+
+
 @functools.cache
 def _fla(module: str) -> ModuleType:
     try:

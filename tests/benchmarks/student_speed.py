@@ -3,7 +3,8 @@
     python -m tests.benchmarks.student_speed --device cuda --out FIGURES.json
 
 Prefill is one forward pass that fills a fresh cache and gives the last token's logits (time to first token without
-sampling); decode is one token a step through transformers' dynamic cache; both at batch 1. Every shape is warmed up
+sampling), also replayed as a CUDA graph of that one length where asked; decode is one token a step through
+transformers' dynamic cache; all at batch 1. Every shape is warmed up
 first, and what that took (kernels are compiled and tuned then) is listed apart. Memory is the allocator's peak, weights
 included. Try it on a CPU with ``--size tiny --lengths 64,128 --device cpu``.
 """
@@ -21,6 +22,7 @@ import torch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from distill.conversion import convert
+from distill.graphs import GraphedPrefill
 from distill_eval.provenance import stamp
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -58,6 +60,7 @@ def main() -> None:
     parser.add_argument("--decode-contexts", default="2048")
     parser.add_argument("--train", default="", help="tokens in a row of the training step, such as 8192")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--graphs", default="", help="lengths whose prefill is also timed as a CUDA graph")
     parser.add_argument("--profile", action="store_true", help="also print where a prefill's time goes")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -66,22 +69,31 @@ def main() -> None:
     with torch.device(arguments.device):
         teacher = Qwen3ForCausalLM(Qwen3Config(**SIZES[arguments.size])).to(torch.bfloat16).eval()
     teacher.set_attn_implementation("sdpa")
-    for name in ("teacher", *arguments.mixers.split(",")):
-        model = teacher if name == "teacher" else convert(teacher, attention_layers=ATTENTION_LAYERS, mixer=name)
-        figures["models"][name] = measure(model.eval(), name, arguments)
+    for name in ("teacher", *filter(None, arguments.mixers.split(","))):
+        model = teacher.to(arguments.device)
+        if name != "teacher":
+            model = convert(teacher, attention_layers=ATTENTION_LAYERS, mixer=name).eval()
+            teacher.cpu()  # its weights are not the student's memory
+        figures["models"][name] = measure(model, name, arguments)
         del model
         if arguments.out:  # after every model, in case the next is cut short
             arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def measure(model: Any, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    device, found = arguments.device, {"prefill": {}, "decode": {}, "train": {}}
+    device, found = arguments.device, {"prefill": {}, "prefill_graph": {}, "decode": {}, "train": {}}
     for length in map(int, arguments.lengths.split(",")):
         ids = random_ids(model, length, device)
         found["prefill"][length] = row = timed(lambda ids=ids: prefill(model, ids), arguments)
         say(name, "prefill", length, row)
         if arguments.profile:
             profile(lambda ids=ids: prefill(model, ids))
+    for length in map(int, filter(None, arguments.graphs.split(","))):
+        graph = GraphedPrefill(model, 1, length)
+        ids = random_ids(model, length, device)
+        found["prefill_graph"][length] = row = timed(lambda ids=ids, graph=graph: graph(ids), arguments)
+        say(name, "graph", length, row)
+        del graph
     for context in map(int, arguments.decode_contexts.split(",")):
         cache = prefill(model, random_ids(model, context, device))
         token = random_ids(model, 1, device)
@@ -118,7 +130,9 @@ def random_ids(model: Any, length: int, device: str) -> torch.Tensor:
     return torch.randint(1, model.config.vocab_size, (1, length), generator=generator).to(device)
 
 
-def timed(work: Callable[[], Any], arguments: argparse.Namespace, repeats: int | None = None) -> dict[str, Any]:
+def timed(
+    work: Callable[[], Any], arguments: argparse.Namespace, repeats: int | None = None
+) -> dict[str, Any]:
     """Median and quartiles of ``work`` in ms over the repeats, after a warm-up, and its peak memory in GiB."""
     cuda = arguments.device.startswith("cuda")
 
@@ -162,7 +176,9 @@ def profile(work: Callable[[], Any]) -> None:
         work()
         torch.cuda.synchronize()
     table = report.key_averages()
-    print(table.table(sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=70), file=sys.stderr)
+    print(
+        table.table(sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=70), file=sys.stderr
+    )
     print(table.table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=70), file=sys.stderr)
 
 

@@ -1,6 +1,7 @@
 """Tiny random teachers of every supported kind, and students of them whose mixers do something."""
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,35 @@ SIZES: dict[str, Any] = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def untuned_kernels() -> Iterator[None]:
+    """Take the first configuration of a triton kernel that runs: tuning takes minutes and changes no result's meaning."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime.autotuner import Autotuner
+    from triton.runtime.errors import OutOfResources
+
+    tuned = Autotuner.run
+
+    def run(self, *args, **kwargs):
+        configs = self.configs
+        for config in configs:
+            self.configs = [config]
+            try:
+                return tuned(self, *args, **kwargs)
+            except OutOfResources:
+                continue
+            finally:
+                self.configs = configs
+        raise OutOfResources(0, 0, "every configuration")
+
+    Autotuner.run = run
+    yield
+    Autotuner.run = tuned
+
 
 # Which of the four layers keep attention.
 SHAPES = {"hybrid": (1, 3), "pure": (), "linear_first": (2,)}

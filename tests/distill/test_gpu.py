@@ -1,0 +1,89 @@
+"""Students on CUDA: fla's kernels inside the model against our own on the CPU, on every path."""
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tests.distill.conftest import worst
+
+pytestmark = pytest.mark.gpu
+
+MIXERS = ("kda", "mamba2", "gated_deltanet")
+# float32 products run in TF32 inside the kernels.
+BARS = {torch.float32: 2e-2, torch.bfloat16: 8e-2}
+SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@pytest.fixture
+def make_pair(make_teacher):
+    """A maker of the same student twice: in float32 on the CPU, holding ``dtype``'s values, and in it on CUDA."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    pytest.importorskip("fla")
+
+    def make(mixer: str, dtype: torch.dtype):
+        from distill.conversion import convert
+
+        teacher = make_teacher("qwen3", head_dim=64, initializer_range=0.08, **SIZES)
+        student = convert(teacher, attention_layers=(2,), mixer=mixer).to(dtype)
+        return copy.deepcopy(student).float(), student.cuda()
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", BARS, ids=str)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_forward_backward_and_packing_equal_the_cpu(make_pair, tokens, mixer, dtype):
+    ours, theirs = make_pair(mixer, dtype)
+    cu_seqlens = torch.tensor([0, 37, 38, 70])
+    results = []
+    for student in (ours, theirs):
+        device = student.device
+        ids, cu = tokens[:1].to(device), cu_seqlens.to(device)
+        whole = student(tokens.to(device), use_cache=False).logits
+        packed = student(ids, cu_seqlens=cu).logits
+        loss = student(ids, labels=ids, use_cache=False).loss
+        gradients = torch.autograd.grad(loss, list(student.parameters()))
+        results.append([x.detach().float().cpu() for x in (whole, packed, loss[None], *gradients)])
+    names = ["whole", "packed", "loss", *dict(ours.named_parameters())]
+    for name, expected, got in zip(names, *results, strict=True):
+        assert worst(got, expected) < BARS[dtype], name
+
+
+@pytest.mark.parametrize("dtype", BARS, ids=str)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_cached_and_padded_paths_equal_the_whole(make_pair, tokens, mixer, dtype):
+    _, student = make_pair(mixer, dtype)
+    tokens = tokens.cuda()
+    with torch.no_grad():
+        whole = student(tokens, use_cache=False).logits.float()
+        cache = DynamicCache(config=student.config)
+        cuts = [(0, 40), (40, 66), (66, 67), (67, 68), (68, 70)]
+        parts = [student(tokens[:, a:b], past_key_values=cache).logits for a, b in cuts]
+        assert worst(torch.cat(parts, dim=1).float(), whole) < BARS[dtype]
+        padded = torch.cat([torch.zeros_like(tokens[:, :9]), tokens], dim=1)
+        positions = (torch.arange(79, device="cuda") - 9).clamp(min=0)[None]
+        mask = (torch.arange(79, device="cuda") >= 9).long()[None].expand(2, 79)
+        got = student(padded, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, 9:]
+        assert worst(got.float(), whole) < BARS[dtype]
+
+
+def test_a_graphed_prefill_equals_the_eager_one(make_pair, tokens):
+    from distill.graphs import GraphedPrefill
+
+    _, student = make_pair("kda", torch.bfloat16)
+    tokens = tokens.cuda()
+    graph = GraphedPrefill(student, 1, 69)
+    for row in (0, 1, 0):
+        logits, cache = graph(tokens[row : row + 1, :69])
+        eager = DynamicCache(config=student.config)
+        with torch.inference_mode():
+            expected = student(tokens[row : row + 1, :69], past_key_values=eager).logits[:, -1]
+            assert torch.equal(logits, expected)
+            graph(tokens[1 - row : 2 - row, :69])  # must leave the cache handed out alone
+            one = student(tokens[row : row + 1, 69:], past_key_values=cache).logits
+            assert torch.equal(one, student(tokens[row : row + 1, 69:], past_key_values=eager).logits)
+    with pytest.raises(ValueError, match="prefills"):
+        graph(tokens[:1])
