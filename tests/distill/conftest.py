@@ -25,7 +25,7 @@ SIZES: dict[str, Any] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def untuned_kernels() -> Iterator[None]:
-    """Take the first configuration of a triton kernel that runs: tuning takes minutes and changes no result's meaning."""
+    """Take the first configuration of a triton kernel that runs: tuning takes minutes and is not what is tested."""
     if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
         yield
         return
