@@ -36,29 +36,32 @@ def delta_rule(
 
 def _segment(state, q, k, v, gate, beta, A_log, dt_bias):
     B, _, H, K = q.shape
-    q_c = _normalise(to_chunks(q)) * K**-0.5
-    k_c = _normalise(to_chunks(k))
+    qk = to_chunks(torch.stack((q, k), dim=3))  # n, M, C, 2, K
+    norm = torch.rsqrt(torch.linalg.vector_norm(qk, dim=-1) ** 2 + NORM_EPS)
+    write = to_chunks(beta).sigmoid()
+    strength = torch.stack((torch.full_like(write, K**-0.5), write), dim=-1)
+    reads = qk * (norm * strength)[..., None]
+    k_c = qk[..., 1, :] * norm[..., 1:]
+    v_c = to_chunks(v) * write[..., None]
     # Filling with -inf makes the decay of a chunk's missing tokens exactly one.
     decay = _decay(to_chunks(gate, float("-inf")).unflatten(1, (B, H)), A_log, dt_bias, 1).flatten(1, 2)
-    write = to_chunks(beta).sigmoid()
-    out, state_c = chunked_recurrence(q_c, k_c, to_chunks(v), decay, write, state.flatten(0, 1))
-    return from_chunks(out, v), state_c.view_as(state)
+    out, last = chunked_recurrence(reads, k_c, v_c, decay, state.flatten(0, 1))
+    return from_chunks(out, v), last.view_as(state)
 
 
 def _step(state, q, k, v, gate, beta, A_log, dt_bias):
+    """One token; as few calls as it takes, since calls are what decoding spends its time on."""
+    B, H, K, V = state.shape
     dtype = state.dtype
     decay = _decay(gate.squeeze(1).to(dtype), A_log, dt_bias, 0)
-    state = state * decay[..., None]
-    q, k = _normalise(torch.stack((q.squeeze(1), k.squeeze(1))).to(dtype))
-    write = beta.squeeze(1).to(dtype).sigmoid()[..., None]
-    error = v.squeeze(1).to(dtype) - (k[..., None, :] @ state).squeeze(-2)
-    state = state + k[..., None] * (write * error)[..., None, :]
-    out = (q[..., None, :] * q.shape[-1] ** -0.5) @ state
-    return out.transpose(1, 2).to(v.dtype), state
-
-
-def _normalise(x: torch.Tensor) -> torch.Tensor:
-    return x * torch.rsqrt((x * x).sum(dim=-1, keepdim=True) + NORM_EPS)
+    qk = torch.stack((q.squeeze(1), k.squeeze(1))).to(dtype)
+    norm = torch.rsqrt(torch.linalg.vector_norm(qk, dim=-1, keepdim=True) ** 2 + NORM_EPS)
+    q, k = (qk * norm).view(2, B * H, 1, K)
+    state = (state * decay[..., None]).view(B * H, K, V)
+    error = torch.baddbmm(v.to(dtype).reshape(B * H, 1, V), k, state, alpha=-1)
+    state = torch.addcmul(state, k.mT, error * beta.to(dtype).sigmoid().view(B * H, 1, 1))
+    out = torch.bmm(q * K**-0.5, state)
+    return out.view(B, 1, H, V).to(v.dtype), state.view(B, H, K, V)
 
 
 def _decay(gate: torch.Tensor, A_log: torch.Tensor, dt_bias: torch.Tensor, time_dims: int) -> torch.Tensor:

@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 CHUNK = 32  # tokens whose pairs are multiplied out at once
-SEGMENT = 256  # tokens whose intermediate results lie in memory at once
+SEGMENT = 512  # tokens whose intermediate results lie in memory at once
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
@@ -24,21 +24,53 @@ def run_segments(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Call ``segment(state, *parts, *parameters)`` along time and carry the state.
 
-    Where gradients are wanted each segment is computed a second time in the backward pass, so that only the
-    inputs and the states between segments are kept.
+    Each segment is computed a second time in the backward pass, so that only the inputs and the states between
+    segments are kept until then.
     """
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (state, *sequences, *parameters))
-    outputs = []
-    # split, not slices: the gradient of a slice is as large as the whole sequence.
-    for parts in zip(*(x.split(SEGMENT, dim=1) for x in sequences), strict=True):
-        arguments = (state, *parts, *parameters)
-        if wanted:
-            options = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-            out, state = checkpoint(segment, *arguments, **options)
-        else:
-            out, state = segment(*arguments)
-        outputs.append(out)
-    return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state
+    return _Segments.apply(segment, len(sequences), state, *sequences, *parameters)
+
+
+class _Segments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, segment, num_sequences, state, *arguments):
+        sequences, parameters = arguments[:num_sequences], arguments[num_sequences:]
+        T = sequences[0].shape[1]
+        out, states = None, [state]
+        for start in range(0, T, SEGMENT):
+            parts = [x[:, start : start + SEGMENT] for x in sequences]
+            y, state = segment(states[-1], *parts, *parameters)
+            out = y.new_empty(y.shape[0], T, *y.shape[2:]) if out is None else out
+            out[:, start : start + SEGMENT] = y
+            states.append(state)
+        ctx.segment, ctx.num_sequences = segment, num_sequences
+        ctx.save_for_backward(*arguments, *states[:-1])
+        return out, state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        d_out, d_state = grad_outputs
+        _, _, wants_state, *wanted = ctx.needs_input_grad
+        arguments, states = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
+        gradients = [torch.zeros_like(x) if want else None for x, want in zip(arguments, wanted, strict=True)]
+        for i in range(len(states) - 1, -1, -1):
+            time = slice(i * SEGMENT, (i + 1) * SEGMENT)
+            parts = [x[:, time] if n < ctx.num_sequences else x for n, x in enumerate(arguments)]
+            leaves = [
+                x.detach().requires_grad_(want)
+                for x, want in zip((states[i], *parts), (i > 0 or wants_state, *wanted), strict=True)
+            ]
+            with torch.enable_grad():
+                results = ctx.segment(*leaves)
+            used = [x for x in leaves if x.requires_grad]
+            found = iter(torch.autograd.grad(results, used, (d_out[:, time], d_state)))
+            d_state = next(found) if leaves[0].requires_grad else None
+            for n, gradient in enumerate(gradients):
+                if gradient is not None and n < ctx.num_sequences:
+                    gradient[:, time] = next(found)
+                elif gradient is not None:
+                    gradient += next(found)
+        return None, None, d_state, *gradients
 
 
 def to_chunks(x: torch.Tensor, fill: float = 0.0) -> torch.Tensor:

@@ -37,8 +37,9 @@ def _segment(state, x, dt, b, c, A_log, dt_bias):
     step = F.softplus(step)
     decay = (-A_log.to(state.dtype).exp()[:, None] * step).exp().flatten(1, 2)[..., None]
     values = to_chunks(x) * step.flatten(1, 2)[..., None]
-    out, state_c = chunked_recurrence(to_chunks(c), to_chunks(b), values, decay, None, state.flatten(0, 1))
-    return from_chunks(out, x), state_c.view_as(state)
+    reads = to_chunks(c).unsqueeze(-2)
+    out, last = chunked_recurrence(reads, to_chunks(b), values, decay, state.flatten(0, 1))
+    return from_chunks(out, x), last.view_as(state)
 
 
 def _step(state, x, dt, b, c, A_log, dt_bias):

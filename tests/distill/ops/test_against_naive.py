@@ -107,3 +107,36 @@ def test_bfloat16_inputs_are_computed_in_float32(op, T):
     torch.testing.assert_close(state.float(), expected_state, rtol=1e-4, atol=1e-5)
     grads = torch.autograd.grad(out.float().sum(), [x for x in inputs.values() if x is not None])
     assert all(g.dtype == torch.bfloat16 for g in grads)
+
+
+@pytest.mark.parametrize("T", [1, 30, 600])
+@pytest.mark.parametrize(
+    ("op", "only"), [("kda", "q"), ("kda", "A_log"), ("gated_delta_rule", "v"), ("ssd", "c")]
+)
+def test_gradient_of_one_input_only(op, only, T):
+    """As in a stage that trains some weights and freezes the rest."""
+    inputs = {name: x.detach() for name, x in make_inputs(op, T, K=4, V=3).items()}
+    inputs[only].requires_grad_()
+    out, _ = getattr(ops, op)(**inputs)
+    expected, _ = getattr(naive, op)(**inputs)
+    got = torch.autograd.grad(out.square().sum(), inputs[only])[0]
+    torch.testing.assert_close(
+        got, torch.autograd.grad(expected.square().sum(), inputs[only])[0], rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("T", [1, 40])
+@pytest.mark.parametrize("op", [*RECURRENCES, "causal_conv"])
+def test_autocast_changes_nothing(op, T):
+    inputs = make_inputs(op, T)
+
+    def run(autocast):
+        def go(**inputs):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return getattr(ops, op)(**inputs, output_final_state=True)
+
+        return run_with_gradients(go, inputs)
+
+    expected, got = run(False), run(True)
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
