@@ -6,6 +6,7 @@ normalise them in the kernels, in float32; states are [K, V] (``state_v_first=Fa
 
 import functools
 import importlib
+import importlib.util
 from types import ModuleType
 
 import torch
@@ -44,6 +45,19 @@ def gated_delta_rule(
     q, k, v, gate, beta, *, A_log, dt_bias, initial_state=None, output_final_state=False, cu_seqlens=None
 ):
     """See ``distill.ops.gated_delta_rule``."""
+    if _wants_gradient(q, k, v, gate, beta, A_log, dt_bias, initial_state) and _scalar_decay_lacks_gradient():
+        return kda(  # the same rule, with equal decays for all channels
+            q,
+            k,
+            v,
+            gate[..., None].expand(k.shape),
+            beta,
+            A_log=A_log,
+            dt_bias=dt_bias[:, None].expand(-1, k.shape[-1]),
+            initial_state=initial_state,
+            output_final_state=output_final_state,
+            cu_seqlens=cu_seqlens,
+        )
     ops = _fla("fla.ops.gated_delta_rule")
     recurrent = _recurrent(q, k, v, gate, beta, A_log, dt_bias, initial_state)
     return (ops.fused_recurrent_gated_delta_rule if recurrent else ops.chunk_gated_delta_rule)(
@@ -65,14 +79,19 @@ def gated_delta_rule(
 
 def ssd(x, dt, b, c, *, A_log, dt_bias, initial_state=None, output_final_state=False, cu_seqlens=None):
     """See ``distill.ops.ssd``; in fla's words simple gated linear attention with q = c, k = b, v = x * step."""
-    ops = _fla("fla.ops.simple_gla")
     step = F.softplus(dt.float() + dt_bias.float())
-    recurrent = _recurrent(x, dt, b, c, A_log, dt_bias, initial_state)
-    return (ops.fused_recurrent_simple_gla if recurrent else ops.chunk_simple_gla)(
+    decay = -A_log.float().exp() * step
+    if _wants_gradient(x, dt, b, c, A_log, dt_bias, initial_state) and _scalar_decay_lacks_gradient():
+        op, decay = _fla("fla.ops.gla").chunk_gla, decay[..., None].expand(b.shape)
+    elif _recurrent(x, dt, b, c, A_log, dt_bias, initial_state):
+        op = _fla("fla.ops.simple_gla").fused_recurrent_simple_gla
+    else:
+        op = _fla("fla.ops.simple_gla").chunk_simple_gla
+    return op(
         q=c,
         k=b,
         v=(x * step[..., None]).to(x.dtype),
-        g=-A_log.float().exp() * step,
+        g=decay,
         scale=1.0,
         initial_state=_float32(initial_state),
         output_final_state=output_final_state,
@@ -119,6 +138,14 @@ def _fla(module: str) -> ModuleType:
         raise BackendError(
             f"hybrid models on CUDA need flash-linear-attention ({error}): pip install 'distill-eval[train]'"
         ) from error
+
+
+@functools.cache
+def _scalar_decay_lacks_gradient() -> bool:
+    """Whether fla refuses the backward of one decay a head: triton compiles it wrongly for Hopper (fla issue 640)."""
+    utils = _fla("fla.utils")
+    broken = utils.TRITON_ABOVE_3_4_0 and not getattr(utils, "TRITON_ABOVE_3_7_1", False)
+    return utils.IS_NVIDIA_HOPPER and broken and importlib.util.find_spec("tilelang") is None
 
 
 def _recurrent(sequence: torch.Tensor, *others: torch.Tensor | None) -> bool:
