@@ -132,5 +132,10 @@ def test_cuda_strong_gates_are_finite(cuda, op):
     inputs = make_inputs(op, 200, B=2, H=3, K=64, V=128, gate_shift=40.0)
     inputs["A_log"] = torch.full((3,), 4.0)
     values = on_cuda(inputs, torch.bfloat16)
-    got = run_with_gradients(lambda **x: getattr(ops, op)(**x, output_final_state=True), values)
+
+    def run(**x):
+        out, state = getattr(ops, op)(**x, output_final_state=True)
+        return out.float().cpu(), state.cpu()
+
+    got = run_with_gradients(run, values)
     assert all(torch.isfinite(x).all() for x in got.values())
