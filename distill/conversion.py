@@ -43,7 +43,8 @@ def convert(
     parameter = next(teacher.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student: Any = HybridForCausalLM(config)
+        # Not .to(dtype) afterwards: it would round the rotary frequencies, which the teacher keeps in float32.
+        student: Any = HybridForCausalLM._from_config(config, dtype=parameter.dtype)
     if initialisation != "random":
         for index, layer in enumerate(student.model.layers):
             if config.layer_types[index] == "linear_attention":
@@ -64,4 +65,4 @@ def convert(
         raise ConfigError(f"teacher: its weights do not fit its config: {(unexpected + left)[0]}")
     student.tie_weights()
     student.generation_config = teacher.generation_config
-    return student.to(device=parameter.device, dtype=parameter.dtype).train(teacher.training)
+    return student.to(parameter.device).train(teacher.training)

@@ -51,7 +51,8 @@ class _Segments(torch.autograd.Function):
     def backward(ctx, *grad_outputs):  # pyright: ignore[reportIncompatibleMethodOverride]
         d_out, d_state = grad_outputs
         _, _, wants_state, *wanted = ctx.needs_input_grad
-        arguments, states = ctx.saved_tensors[: len(wanted)], ctx.saved_tensors[len(wanted) :]
+        saved = ctx.saved_tensors  # once only: gradient checkpointing computes them anew at every look
+        arguments, states = saved[: len(wanted)], saved[len(wanted) :]
         gradients = [torch.zeros_like(x) if want else None for x, want in zip(arguments, wanted, strict=True)]
         for i in range(len(states) - 1, -1, -1):
             time = slice(i * SEGMENT, (i + 1) * SEGMENT)

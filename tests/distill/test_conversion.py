@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from distill.conversion import convert
 from distill.export import count_parameters
@@ -32,9 +33,16 @@ def test_all_attention_is_the_teacher_bitwise(make_teacher, tokens, kind, attent
     same_as_teacher(teacher, tokens)
 
 
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_also_in_bfloat16(make_teacher, tokens, kind, tmp_path):
+    make_teacher(kind).save_pretrained(tmp_path)
+    teacher = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    same_as_teacher(teacher, tokens)
+
+
 @pytest.mark.slow
 def test_all_attention_is_smollm2_bitwise(demo_teacher):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     teacher = AutoModelForCausalLM.from_pretrained(demo_teacher.folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(demo_teacher.folder)
