@@ -1,6 +1,6 @@
 """A student with all its attention is its teacher: logits bit for bit, greedy text token for token.
 
-    python -m tests.benchmarks.same_as_teacher CHECKPOINT [CHECKPOINT ...] --out FIGURES.json
+python -m tests.benchmarks.same_as_teacher CHECKPOINT [CHECKPOINT ...] --out FIGURES.json
 """
 
 import argparse

@@ -44,7 +44,9 @@ print(type(model).__name__, *kept, model.generate(**tokens, max_new_tokens=4, do
 
 def test_convert_writes_a_folder_a_fresh_process_loads(run, teacher_folder, tmp_path):
     out = tmp_path / "student"
-    code, printed, _ = run("convert", teacher_folder, out, "--attention-layers", "1,3", "--gate-rank", 4, "--json")
+    code, printed, _ = run(
+        "convert", teacher_folder, out, "--attention-layers", "1,3", "--gate-rank", 4, "--json"
+    )
     assert code == 0
     assert json.loads(printed)["layer_types"] == ["linear_attention", "full_attention"] * 2
     record = json.loads((out / PROVENANCE_FILE).read_text())
@@ -92,7 +94,9 @@ def test_export_changes_the_type_and_keeps_the_record(run, teacher_folder, tmp_p
 
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("student", "out"))
     assert {x.dtype for x in other.values()} == {torch.float32}
-    assert {str(x.dtype) for name, x in one.items() if name.endswith(("A_log", "dt_bias", ".D"))} == {"torch.float32"}
+    assert {str(x.dtype) for name, x in one.items() if name.endswith(("A_log", "dt_bias", ".D"))} == {
+        "torch.float32"
+    }
     assert one["model.norm.weight"].dtype == torch.bfloat16
     assert all(torch.equal(one[name].float(), other[name]) for name in one)
     records = [json.loads((tmp_path / name / PROVENANCE_FILE).read_text()) for name in ("student", "out")]
@@ -104,12 +108,27 @@ def test_export_changes_the_type_and_keeps_the_record(run, teacher_folder, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["convert", "TEACHER", "OUT", "--attention-layers", "0,,2"], "--attention-layers: '0,,2' is no list of layers"),
+        (
+            ["convert", "TEACHER", "OUT", "--attention-layers", "0,,2"],
+            "--attention-layers: '0,,2' is no list of layers",
+        ),
         (["convert", "TEACHER", "OUT", "--attention-layers", "7"], "layers 0 to 3; 7 is not among them"),
-        (["convert", "TEACHER", "OUT", "--attention-layers", "0", "--mixer", "mamba"], "did you mean 'mamba2'?"),
-        (["convert", "TEACHER", "OUT", "--attention-layers", "0", "--init", "ov"], "initialisation: unknown choice 'ov'"),
-        (["convert", "TEACHER", "OUT", "--attention-layers", "0", "--dtype", "fp16"], "--dtype: unknown dtype 'fp16'"),
-        (["convert", "TEACHER", "OUT", "--attention-layers", "0", "--output-gate", "tanh"], "silu, sigmoid or null"),
+        (
+            ["convert", "TEACHER", "OUT", "--attention-layers", "0", "--mixer", "mamba"],
+            "did you mean 'mamba2'?",
+        ),
+        (
+            ["convert", "TEACHER", "OUT", "--attention-layers", "0", "--init", "ov"],
+            "initialisation: unknown choice 'ov'",
+        ),
+        (
+            ["convert", "TEACHER", "OUT", "--attention-layers", "0", "--dtype", "fp16"],
+            "--dtype: unknown dtype 'fp16'",
+        ),
+        (
+            ["convert", "TEACHER", "OUT", "--attention-layers", "0", "--output-gate", "tanh"],
+            "silu, sigmoid or null",
+        ),
         (["convert", "nowhere", "OUT", "--attention-layers", "0"], "no folder 'nowhere' here"),
         (["convert", "TEACHER", "TEACHER", "--attention-layers", "0"], "exists already"),
         (["convert", "TEACHER", "OUT"], "Missing option '--attention-layers'"),
