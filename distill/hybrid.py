@@ -24,6 +24,7 @@ from distill.mixers import MIXERS, Mixer
 from distill.mixers.base import OUTPUT_GATES
 from distill.packing import PACKED_SDPA, check_packing, packed_positions
 from distill_eval.errors import ConfigError, did_you_mean
+from distill_eval.provenance import package_versions
 
 # model_type -> (module, prefix of its classes): LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding.
 TEACHERS = {
@@ -31,6 +32,8 @@ TEACHERS = {
     "qwen2": ("transformers.models.qwen2.modeling_qwen2", "Qwen2"),
     "qwen3": ("transformers.models.qwen3.modeling_qwen3", "Qwen3"),
 }
+
+REVISION = 1  # to be raised when a change here, in mixers/ or in ops/ moves a student's numbers
 
 # What readers of a config look for on top; the teacher's config holds it.
 FROM_TEACHER = (
@@ -175,6 +178,12 @@ class HybridConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Also write the teacher's main sizes on top, where other programs look for them."""
         return super().to_dict() | {name: getattr(self, name) for name in (*FROM_TEACHER, "head_dim")}
+
+
+def numerics() -> dict[str, str]:
+    """What moves a student's numbers beside torch and transformers; stored answers are keyed by it."""
+    fla = package_versions().get("flash-linear-attention", "none")
+    return {"student": str(REVISION), "flash-linear-attention": fla}
 
 
 def _delegate(name: str) -> property:

@@ -26,6 +26,21 @@ def register_architecture(model_type: str) -> bool:
     return bool(found)
 
 
+def architecture_numerics(model_type: str) -> dict[str, str]:
+    """What moves the numbers of a plug-in's models beside torch and transformers, for cache keys; else empty.
+
+    A plug-in's module says so in a function ``numerics()``.
+    """
+    found = [point for point in entry_points(group=GROUP) if point.name == model_type]
+    modules = [importlib.import_module(point.module) for point in found]
+    return {
+        key: value
+        for module in modules
+        if hasattr(module, "numerics")
+        for key, value in module.numerics().items()
+    }
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that says something, for one-line messages."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

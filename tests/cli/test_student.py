@@ -128,3 +128,14 @@ def test_a_student_is_compared_with_its_teacher(
     assert result.code == 0, result.err
     [warning] = json.loads((arguments[-1] / "results.json").read_text())["warnings"]
     assert "left-padded batch" in warning
+
+
+def test_answers_are_keyed_by_what_moves_a_students_numbers(make_student, tmp_path, monkeypatch) -> None:
+    from distill_eval.backends.transformers.backend import TransformersBackend
+    from distill_eval.checkpoints import resolve_checkpoint
+    from distill_eval.schema.run import RunOptions
+
+    checkpoint = resolve_checkpoint(str(make_student("kda", "1,3")), cache_dir=tmp_path)
+    before = TransformersBackend(RunOptions(), checkpoint).numerics
+    monkeypatch.setattr(hybrid, "REVISION", hybrid.REVISION + 1)
+    assert TransformersBackend(RunOptions(), checkpoint).numerics != before

@@ -9,7 +9,7 @@ import transformers
 
 from distill_eval.backends.base import FLOAT32, PathUnavailable
 from distill_eval.backends.transformers import decoding, model, paths, scoring
-from distill_eval.checkpoints.architectures import first_line
+from distill_eval.checkpoints.architectures import architecture_numerics, first_line
 from distill_eval.errors import BackendError, OptionError
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.requests import GenerateRequest, GenerateResponse, ScoreRequest, ScoreResponse
@@ -38,6 +38,7 @@ class TransformersBackend:
         self.dtype = model.choose_dtype(options.dtype, self.device, checkpoint)
         self.attention = model.choose_attention(options.attention)
         self.stop_tokens = frozenset(model.read_stop_tokens(checkpoint.folder))
+        self._architecture = architecture_numerics(checkpoint.model_type)
         self._tokenizer = tokenizer
         self._model: Any = None
         self._notes: list[str] = []
@@ -61,6 +62,7 @@ class TransformersBackend:
             "dtype": self.dtype,
             "attention": self.attention,
             "stop_tokens": ",".join(map(str, sorted(self.stop_tokens))),
+            **self._architecture,
         }
 
     @property
