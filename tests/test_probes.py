@@ -19,7 +19,7 @@ from distill_eval.probes.texts import SHAPES, probe_texts
 from distill_eval.probes.verdicts import FLOAT32_SHARE, judge_path, judge_rounding, kl_limits, measure
 from distill_eval.protocols.client import Client
 from distill_eval.render.probes import probe_notes, probe_warnings
-from distill_eval.schema.probes import FAILED, PASSED, SKIPPED, Difference, Probe
+from distill_eval.schema.probes import FAILED, PASSED, ROUNDING, SKIPPED, Difference, Probe
 from distill_eval.schema.run import RunOptions
 from distill_eval.store import ResponseStore
 
@@ -285,11 +285,20 @@ def test_other_dtypes_are_judged_by_what_their_rounding_does():
     # Unknown rounding: fixed limits, tighter in float16; hardly any: never below float32's accuracy.
     assert kl_limits("float16", None).mean < kl_limits("bfloat16", None).mean == kl_limits("", None).mean
     assert 0 < kl_limits("bfloat16", difference()).mean < 1e-5
-    # A model that bfloat16 breaks does not excuse its paths.
+    # Of a model that bfloat16 breaks, the dtype fails and not every path that it takes.
     broken = difference(largest=5.0, mean=1.0)
-    assert kl_limits("bfloat16", broken) == kl_limits("bfloat16", None)
+    assert judge_path(difference(largest=4.0, mean=0.5), "bfloat16", broken)[0]
     assert not judge_rounding(broken)[0]
     assert judge_rounding(rounding)[0]
+
+
+def test_a_dtype_that_breaks_a_model_is_warned_of_as_such():
+    probes = (
+        Probe(ROUNDING, FAILED, "KL 0.6", True, difference(mean=0.6)),
+        Probe("second run", PASSED, "", True),
+    )
+    [warning] = probe_warnings([("student", probes)])
+    assert warning.startswith("student says something else in this run's dtype than in float32 (KL 0.6)")
 
 
 def test_warnings_name_the_checkpoint_and_the_probe():

@@ -29,16 +29,15 @@ from distill_eval.errors import BackendError, UserError
 from distill_eval.probes.texts import ProbeTexts, probe_texts
 from distill_eval.probes.verdicts import judge_path, judge_rounding, measure
 from distill_eval.protocols.client import Client
-from distill_eval.schema.probes import FAILED, PASSED, SKIPPED, Difference, Probe
+from distill_eval.schema.probes import FAILED, PASSED, ROUNDING, SKIPPED, Difference, Probe
 from distill_eval.schema.requests import ScoreRequest
 from distill_eval.store import response_key
 
-REVISION = 2
+REVISION = 3
 
 MOST_FLOAT32_GIB = 4.0  # a comparison loads no larger float32 copy just to be probed
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
-ROUNDING = "run's dtype"
 BATCH = "batched scoring"
 DECODING = "token-by-token decode"
 STEPS = "prefill and decode"

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_eval.render.text import join_names, one_line
-from distill_eval.schema.probes import FAILED, PASSED, SKIPPED, Probe
+from distill_eval.schema.probes import FAILED, PASSED, ROUNDING, SKIPPED, Probe
 
 COLUMNS = ("max |Δ|", "mean |Δ|", "max KL", "mean KL", "top-1 %", "ties")
 LEGEND = (
@@ -24,7 +24,13 @@ def probe_warnings(runs: Sequence[tuple[str, Sequence[Probe]]]) -> list[str]:
     warnings = []
     for label, probes in runs:
         failed = [probe for probe in probes if probe.verdict == FAILED]
-        used = [probe for probe in failed if probe.used]
+        for probe in failed:
+            if probe.name == ROUNDING:
+                warnings.append(
+                    f"{label} says something else in this run's dtype than in float32 ({probe.detail}): part of any "
+                    "gap may be rounding; --dtype float32 shows what the weights say, and whether the paths agree"
+                )
+        used = [probe for probe in failed if probe.used and probe.name != ROUNDING]
         if used:
             warnings.append(
                 f"{label} failed {_count(used, 'parity probe')} ({_named(used)}): its code does not compute the "

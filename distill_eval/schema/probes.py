@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+ROUNDING = "run's dtype"  # the probe that compares a dtype and no path
 
 
 @dataclass(frozen=True, slots=True)
