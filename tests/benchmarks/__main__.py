@@ -13,6 +13,20 @@ import time
 DEMO = ("demo:smollm2", "demo:smollm2-3bit")
 RUNS = {
     "analysis_speed": (),
+    "ops_cpu": ("--tokens", "512", "--runs", "3"),
+    "same_as_teacher": (DEMO[0], "--max-new-tokens", "16"),
+    "student_speed": (
+        "--size",
+        "tiny",
+        "--device",
+        "cpu",
+        "--lengths",
+        "256",
+        "--decode-contexts",
+        "256",
+        "--repeats",
+        "3",
+    ),
     "kill_and_resume": (*DEMO, "--kills", "2", "--run", "--suite demo --limit 2"),
 }
 RUNS_ON_DATA = {
