@@ -11,6 +11,7 @@ from distill_eval import __version__
 # The command line imports what a command needs itself: its --help should not wait seconds for torch.
 if Path(sys.argv[0]).stem != "distill":
     from distill.conversion import convert
-    from distill.hybrid import HybridConfig, HybridForCausalLM
+    from distill.hybrid import HybridForCausalLM
+from distill.hybrid_config import HybridConfig
 
 __all__ = ["HybridConfig", "HybridForCausalLM", "__version__", "convert"]

@@ -8,7 +8,13 @@ any attention layer does not know its length. Ours takes its place in the caches
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 
 class RecurrentLayer(LinearAttentionLayer):
@@ -23,22 +29,24 @@ class RecurrentLayer(LinearAttentionLayer):
         return self.conv_states[0], self.recurrent_states[0]
 
     def store(self, conv: torch.Tensor | None, recurrent: torch.Tensor, num_tokens: int) -> None:
-        """Keep the states after ``num_tokens`` more tokens; the tensors stay where they are once allocated."""
-        for states, known, new in (
-            (self.conv_states, self.is_conv_states_initialized, conv),
-            (self.recurrent_states, self.is_recurrent_states_initialized, recurrent),
-        ):
-            if new is None:
-                continue
-            old = states[0]
-            if old is None or old.shape != new.shape or old.dtype != new.dtype or old.device != new.device:
-                states[0] = new.detach().clone()
-            else:
-                old.copy_(new)
-            known[0] = True
+        """Keep the states after ``num_tokens`` more tokens.
+
+        Tensors are put in place of the old ones, never written into them: gradients and copies may still need those.
+        """
+        if conv is not None:
+            self.conv_states[0] = conv.clone()  # else a view would keep all inputs of a prompt alive
+            self.is_conv_states_initialized[0] = True
+        self.recurrent_states[0] = recurrent
+        self.is_recurrent_states_initialized[0] = True
         self.device, self.dtype = recurrent.device, recurrent.dtype
         self.batch_size = recurrent.shape[0]
         self.has_previous_state[0] = True
+
+    def reset(self) -> None:
+        """Forget everything read."""
+        self.conv_states[0] = self.recurrent_states[0] = None
+        self.is_conv_states_initialized[0] = self.is_recurrent_states_initialized[0] = False
+        self.has_previous_state[0] = False
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -101,9 +109,10 @@ class CountingRecurrentLayer(RecurrentLayer, CacheLayerMixin):  # type: ignore[m
 
 
 def fit_cache(cache: Cache, layer_types: list[str]) -> Cache:
-    """Put our recurrent layers into ``cache`` (Dynamic or Static, still empty there), in place, and return it.
+    """Put our recurrent layers into ``cache`` (Dynamic or Static), in place, and return it.
 
-    A ``DynamicCache()`` made without a config is filled up with the layers it lacks.
+    A ``DynamicCache()`` made without a config is filled up with the layers it lacks. Raises ValueError for a cache
+    that another model made or filled.
     """
     if not cache.layers and cache.layer_class_to_replicate is not None:
         cache.layers.extend(DynamicLayer() for _ in layer_types)
@@ -115,7 +124,26 @@ def fit_cache(cache: Cache, layer_types: list[str]) -> Cache:
         )
     pure = "full_attention" not in layer_types
     for index, layer_type in enumerate(layer_types):
-        if layer_type == "linear_attention" and not isinstance(cache.layers[index], RecurrentLayer):
-            first_of_pure = pure and index == 0
-            cache.layers[index] = CountingRecurrentLayer() if first_of_pure else RecurrentLayer()
+        layer = cache.layers[index]
+        if layer_type == "full_attention":
+            if isinstance(layer, CacheLayerMixin) and not isinstance(layer, RecurrentLayer):
+                continue
+            fits = False
+        else:
+            kind = CountingRecurrentLayer if pure and index == 0 else RecurrentLayer
+            if type(layer) is kind:
+                continue
+            fits = not _holds_something(layer)
+        if not fits:
+            raise ValueError(
+                f"layer {index} of this cache was made or filled by another model: it is no {layer_type} layer of "
+                "this one; make the cache with DynamicCache(config=model.config)"
+            )
+        cache.layers[index] = kind()
     return cache
+
+
+def _holds_something(layer: Any) -> bool:
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        return any(layer.has_previous_state.values())
+    return int(layer.get_seq_length()) > 0

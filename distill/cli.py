@@ -93,7 +93,9 @@ def convert_command(
         int | None,
         typer.Option("--gate-rank", help="Rank of KDA's gates (default: the teacher's head size)."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of what is drawn at random.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of what is drawn at random.")
+    ] = 0,
     dtype: Dtype = "auto",
     cache_dir: CacheDir = DEFAULT_CACHE,
     as_json: Json = False,

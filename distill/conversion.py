@@ -1,11 +1,13 @@
 """Teacher weights to student: everything that stays is copied, the mixers take what the teacher's attention gives."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from distill.hybrid import HybridConfig, HybridForCausalLM
+from distill.hybrid import HybridForCausalLM
+from distill.hybrid_config import HybridConfig
 from distill_eval.errors import ConfigError, did_you_mean
 
 INITIALISATIONS = ("vo", "qkvo", "random")
@@ -41,7 +43,7 @@ def convert(
             " initialisation 'vo'"
         )
     parameter = next(teacher.parameters())
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         # Not .to(dtype) afterwards: it would round the rotary frequencies, which the teacher keeps in float32.
         student: Any = HybridForCausalLM._from_config(config, dtype=parameter.dtype)
@@ -64,5 +66,5 @@ def convert(
     if unexpected or left:
         raise ConfigError(f"teacher: its weights do not fit its config: {(unexpected + left)[0]}")
     student.tie_weights()
-    student.generation_config = teacher.generation_config
+    student.generation_config = copy.deepcopy(teacher.generation_config)
     return student.to(parameter.device).train(teacher.training)

@@ -84,10 +84,11 @@ def write_student(
         with quiet_transformers():
             model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        _forget_loading(part / "tokenizer_config.json")
         (part / PROVENANCE_FILE).write_text(
             json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8"
         )
-        (part / "README.md").write_text(model_card(model, record, folder.name), encoding="utf-8")
+        (part / "README.md").write_text(model_card(model, record, folder.resolve().name), encoding="utf-8")
 
     write_folder(folder, fill)
 
@@ -114,6 +115,7 @@ def check_new_folder(folder: Path) -> None:
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write a temporary folder and rename it to ``folder``, so that a kill leaves no half of one."""
+    folder = folder.resolve()
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -140,8 +142,12 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise CheckpointError(f"'{path}' is not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise CheckpointError(f"'{path}' is not a record of provenance: expected a JSON object")
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(key, {}), dict) for key in ("teacher", "recipe")
+    ):
+        raise CheckpointError(
+            f"'{path}' is not a record of provenance: expected a JSON object, teacher and recipe among it"
+        )
     return record
 
 
@@ -185,6 +191,13 @@ def model_card(model: Any, record: Mapping[str, Any], title: str) -> str:
         provenance=_table(provenance),
         provenance_file=PROVENANCE_FILE,
     )
+
+
+def _forget_loading(path: Path) -> None:
+    """Drop from a tokenizer's config how it was loaded here."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -6,195 +6,37 @@ and ``HybridForCausalLM`` with transformers' Auto classes.
 """
 
 import importlib
-from collections.abc import Sequence
-from dataclasses import field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from distill.cache import fit_cache
-from distill.fused import fuse_layer, fuse_norm
+from distill.fused import fuse
+from distill.hybrid_config import TEACHERS, HybridConfig
 from distill.mixers import MIXERS, Mixer
-from distill.mixers.base import OUTPUT_GATES
-from distill.packing import PACKED_SDPA, check_packing, packed_positions
-from distill_eval.errors import ConfigError, did_you_mean
+from distill.packing import (
+    PACKED_SDPA,
+    check_packing,
+    document_lengths,
+    packed_positions,
+    padding_mask,
+    refuse_other_packing,
+    without_first_tokens,
+)
 from distill_eval.provenance import package_versions
 
-# model_type -> (module, prefix of its classes): LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding.
-TEACHERS = {
-    "llama": ("transformers.models.llama.modeling_llama", "Llama"),
-    "qwen2": ("transformers.models.qwen2.modeling_qwen2", "Qwen2"),
-    "qwen3": ("transformers.models.qwen3.modeling_qwen3", "Qwen3"),
-}
-
 REVISION = 1  # to be raised when a change here, in mixers/ or in ops/ moves a student's numbers
-
-# What readers of a config look for on top; the teacher's config holds it.
-FROM_TEACHER = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "initializer_range",
-    "tie_word_embeddings",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
-
-
-class HybridConfig(PreTrainedConfig):
-    """A teacher's config, which of its layers keep attention, and what replaces the others.
-
-    ``layer_types`` names every layer "full_attention" or "linear_attention". The mixer's choices are the paper's
-    Appendix C: ``output_gate`` ("silu", "sigmoid" or None), ``post_norm``, ``conv_size`` (0: no convolution) and
-    ``conv_activation`` (None or "silu"; with SiLU the convolution no longer starts as the identity).
-    ``key_head_dim`` and ``gate_rank`` (of KDA's and GDN's low-rank gates) are the teacher's head size where None.
-    """
-
-    # Named after the package to install, because transformers' error for an unknown model_type names nothing else.
-    model_type = "distill_eval_hybrid"
-    sub_configs: ClassVar[dict[str, Any]] = {"teacher_config": AutoConfig}
-    keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
-
-    teacher_config: Any = None
-    layer_types: list[str] = field(default_factory=list)
-    mixer: str = "kda"
-    conv_size: int = 4
-    conv_activation: str | None = None
-    output_gate: str | None = "silu"
-    post_norm: bool = False
-    key_head_dim: int | None = None
-    gate_rank: int | None = None
-    use_cache: bool = True
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.teacher_config is None:
-            self.teacher_config = CONFIG_MAPPING["llama"]()
-        elif isinstance(self.teacher_config, dict):
-            settings = dict(self.teacher_config)
-            self.teacher_config = CONFIG_MAPPING[settings.pop("model_type")](**settings)
-        if not self.layer_types:
-            self.layer_types = ["full_attention"] * self.teacher_config.num_hidden_layers
-        kwargs.pop("head_dim", None)  # written for other readers; it follows from the teacher's config
-        self.check()
-        super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_teacher(
-        cls,
-        teacher_config: PreTrainedConfig,
-        *,
-        attention_layers: Sequence[int] = (),
-        mixer: str = "kda",
-        **choices: Any,
-    ) -> "HybridConfig":
-        """Return the config of a student that keeps attention in ``attention_layers`` (counted from 0).
-
-        ``choices`` are the mixer's settings (see the class). Raises ConfigError.
-        """
-        num_layers = teacher_config.num_hidden_layers
-        wrong = [layer for layer in attention_layers if not 0 <= layer < num_layers]
-        if wrong or len(set(attention_layers)) != len(attention_layers):
-            what = f"{wrong[0]} is not among them" if wrong else "a layer is named twice"
-            raise ConfigError(f"attention_layers: the teacher has layers 0 to {num_layers - 1}; {what}")
-        known = set(cls.__dataclass_fields__)
-        for name in choices:
-            if name not in known:
-                raise ConfigError(f"mixer setting '{name}' is unknown{did_you_mean(name, known)}")
-        layer_types = [
-            "full_attention" if layer in set(attention_layers) else "linear_attention"
-            for layer in range(num_layers)
-        ]
-        settings = teacher_config.to_dict()
-        settings.pop(
-            "_name_or_path", None
-        )  # where the teacher lay here; who it was is the provenance's to say
-        return cls(teacher_config=settings, layer_types=layer_types, mixer=mixer, **choices)
-
-    def check(self) -> None:
-        """Raise ConfigError for a student that cannot be built."""
-        teacher = self.teacher_config
-        if teacher.model_type not in TEACHERS:
-            raise ConfigError(f"teacher: model_type '{teacher.model_type}' is none of {', '.join(TEACHERS)}")
-        if set(getattr(teacher, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
-            raise ConfigError(
-                "teacher: has sliding-window attention; only full attention can be kept or replaced"
-            )
-        if self.mixer not in MIXERS:
-            raise ConfigError(f"mixer: unknown mixer '{self.mixer}'{did_you_mean(self.mixer, MIXERS)}")
-        if len(self.layer_types) != teacher.num_hidden_layers:
-            raise ConfigError(
-                f"layer_types: {len(self.layer_types)} given, the teacher has {teacher.num_hidden_layers}"
-            )
-        unknown = set(self.layer_types) - {"full_attention", "linear_attention"}
-        if unknown:
-            raise ConfigError(
-                f"layer_types: '{unknown.pop()}' is neither full_attention nor linear_attention"
-            )
-        if self.output_gate not in (None, *OUTPUT_GATES):
-            raise ConfigError(f"output_gate must be silu, sigmoid or null, got '{self.output_gate}'")
-        if self.conv_activation not in (None, "silu"):
-            raise ConfigError(f"conv_activation must be silu or null, got '{self.conv_activation}'")
-        if self.conv_size < 0 or self.conv_size == 1:
-            raise ConfigError(f"conv_size must be 0 (none) or at least 2, got {self.conv_size}")
-        for name in ("key_head_dim", "gate_rank"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of a head of the teacher's attention."""
-        teacher = self.teacher_config
-        return getattr(teacher, "head_dim", None) or teacher.hidden_size // teacher.num_attention_heads
-
-    @property
-    def projection_biases(self) -> tuple[bool, bool]:
-        """Whether the teacher's (q, k and v; o) projections have biases."""
-        if self.teacher_config.model_type == "qwen2":
-            return True, False
-        bias = bool(self.teacher_config.attention_bias)
-        return bias, bias
-
-    @property
-    def attention_layers(self) -> list[int]:
-        """The layers that keep attention."""
-        return [index for index, kind in enumerate(self.layer_types) if kind == "full_attention"]
-
-    @property
-    def is_student(self) -> bool:
-        """Whether any layer was replaced; otherwise the model is its teacher."""
-        return "linear_attention" in self.layer_types
-
-    def to_dict(self) -> dict[str, Any]:
-        """Also write the teacher's main sizes on top, where other programs look for them."""
-        return super().to_dict() | {name: getattr(self, name) for name in (*FROM_TEACHER, "head_dim")}
 
 
 def numerics() -> dict[str, str]:
     """What moves a student's numbers beside torch and transformers; stored answers are keyed by it."""
     fla = package_versions().get("flash-linear-attention", "none")
     return {"student": str(REVISION), "flash-linear-attention": fla}
-
-
-def _delegate(name: str) -> property:
-    return property(
-        lambda self: getattr(self.teacher_config, name, None),
-        lambda self, value: setattr(self.teacher_config, name, value),
-    )
-
-
-for _name in FROM_TEACHER:
-    setattr(HybridConfig, _name, _delegate(_name))
 
 
 class HybridPreTrainedModel(PreTrainedModel):
@@ -234,10 +76,11 @@ class HybridModel(HybridPreTrainedModel):
                 layer.self_attn = MIXERS[config.mixer](config, index)
             self.layers.append(layer)
         self.norm = getattr(modeling, f"{prefix}RMSNorm")(config.hidden_size, eps=teacher.rms_norm_eps)
-        if config.is_student and teacher.hidden_act == "silu":
+        if config.has_mixers and teacher.hidden_act == "silu":
             for layer in self.layers:
-                fuse_layer(layer)
-            fuse_norm(self.norm)
+                for module in (layer.input_layernorm, layer.post_attention_layernorm, layer.mlp):
+                    fuse(module)
+            fuse(self.norm)
         self.rotary_emb = getattr(modeling, f"{prefix}RotaryEmbedding")(config=teacher)
         self.gradient_checkpointing = False
         self.post_init()
@@ -254,7 +97,15 @@ class HybridModel(HybridPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Return the last hidden states [B, T, d]; ``cu_seqlens`` [N + 1] cuts one row into N documents."""
+        """Return the last hidden states [B, T, d]; ``cu_seqlens`` [N + 1] cuts one row into N documents.
+
+        ``attention_mask`` [B, tokens read so far and T] is 0 where padded. Raises ValueError for documents packed in
+        any other way than by ``cu_seqlens``: the mixers would run on from one into the next.
+        """
+        if kwargs.get("output_attentions"):
+            raise ValueError("output_attentions: mixers have no attention weights to give")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -262,15 +113,25 @@ class HybridModel(HybridPreTrainedModel):
         if use_cache:
             cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
             past_key_values = fit_cache(cache, self.config.layer_types)
+        if self.config.has_mixers:
+            refuse_other_packing(attention_mask, position_ids, kwargs)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if cu_seqlens is not None:
-            if past_key_values is not None or attention_mask is not None:
-                raise ValueError("cu_seqlens: packed documents take no cache and no attention_mask")
+            if any(x is not None for x in (past_key_values, attention_mask, position_ids)):
+                raise ValueError("cu_seqlens: packed documents take no cache, attention_mask or position_ids")
             check_packing(cu_seqlens, *hidden_states.shape[:2])
+            kwargs["document_lengths"] = document_lengths(cu_seqlens)
             position_ids = packed_positions(cu_seqlens, hidden_states.shape[1])
         elif position_ids is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + past)[None]
-        masks = self._masks(hidden_states, attention_mask, position_ids, past_key_values, cu_seqlens)
+        masks = {
+            "full_attention": self._attention_mask(
+                hidden_states, attention_mask, position_ids, past_key_values, cu_seqlens
+            ),
+            "linear_attention": padding_mask(attention_mask, past, hidden_states.shape[1])
+            if self.config.has_mixers
+            else None,
+        }
         positions = self.rotary_emb(hidden_states, position_ids=position_ids)
         collected = [hidden_states] if output_hidden_states else []
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
@@ -299,25 +160,22 @@ class HybridModel(HybridPreTrainedModel):
             use_cache = self.config.use_cache and not self.training and cu_seqlens is None
         return use_cache and not (self.gradient_checkpointing and self.training)
 
-    def _masks(self, hidden_states, attention_mask, position_ids, past_key_values, cu_seqlens) -> dict:
-        """Return the mask of each kind of layer, as transformers makes them."""
+    def _attention_mask(
+        self, hidden_states, attention_mask, position_ids, past_key_values, cu_seqlens
+    ) -> Any:
+        """Return the mask of the attention layers as transformers makes it."""
         attention = self.config._attn_implementation
         self.config.teacher_config._attn_implementation = PACKED_SDPA if attention == "sdpa" else attention
-        if isinstance(attention_mask, dict):  # generate() made them already
-            return attention_mask
-        arguments = {
-            "config": self.config,
-            "inputs_embeds": hidden_states,
-            "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
-            "position_ids": position_ids,
-        }
         # With sdpa, packed rows are cut up instead of masked; the others get transformers' block-diagonal mask.
-        needs_mask = self.config.attention_layers and (cu_seqlens is None or attention != "sdpa")
-        return {
-            "full_attention": create_causal_mask(**arguments) if needs_mask else None,
-            "linear_attention": create_recurrent_attention_mask(**arguments),
-        }
+        if not self.config.attention_layers or (cu_seqlens is not None and attention == "sdpa"):
+            return None
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
 
 
 class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
@@ -367,8 +225,7 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             if cu_seqlens is not None:
-                labels = labels.clone()
-                labels[:, cu_seqlens[:-1].long().clamp(max=labels.shape[1] - 1)] = -100
+                labels = without_first_tokens(labels, cu_seqlens)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
@@ -379,6 +236,11 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
         )
         return result.to_tuple() if return_dict is False else result
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: torch.Tensor | None, **_: Any) -> torch.Tensor | None:
+        """Leave the masks to ``forward``: made in advance, those of the mixers would be cut wrongly."""
+        return attention_mask
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):  # type: ignore[override]
         """Let generate() see our recurrent layers from the start: a pure student's cache must know its length."""
@@ -394,4 +256,5 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
 
 
 AutoConfig.register(HybridConfig.model_type, HybridConfig)
+AutoModel.register(HybridConfig, HybridModel)
 AutoModelForCausalLM.register(HybridConfig, HybridForCausalLM)

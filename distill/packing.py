@@ -4,6 +4,9 @@ transformers would build a [T, T] mask for this; cutting the row at the boundari
 the attention kernels on their fast path.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -11,12 +14,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 PACKED_SDPA = "sdpa_packed"
 
 
-def packed_sdpa(module, query, key, value, attention_mask, *, cu_seqlens=None, **kwargs):
-    """transformers' ``sdpa``, document by document where ``cu_seqlens`` says so; q, k, v are [B, H, T, K]."""
-    if cu_seqlens is None:
+def packed_sdpa(module, query, key, value, attention_mask, *, document_lengths=None, **kwargs):
+    """transformers' ``sdpa``, document by document where their lengths are given; q, k, v are [B, H, T, K]."""
+    if document_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    lengths = document_lengths(cu_seqlens)
-    documents = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    documents = zip(*(part.split(document_lengths, dim=2) for part in (query, key, value)), strict=True)
     outputs = [sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in documents]
     return torch.cat(outputs, dim=1), None
 
@@ -31,6 +33,8 @@ def document_lengths(cu_seqlens: torch.Tensor) -> list[int]:
 
 def check_packing(cu_seqlens: torch.Tensor, batch_size: int, num_tokens: int) -> None:
     """Raise ValueError unless ``cu_seqlens`` cuts one row of ``num_tokens`` tokens into documents."""
+    if not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_seqlens must be a tensor of int32 or int64, got {cu_seqlens!r}")
     if batch_size != 1:
         raise ValueError(
             f"cu_seqlens: packed documents are one row, got a batch of {batch_size}; use input_ids [1, T]"
@@ -38,6 +42,44 @@ def check_packing(cu_seqlens: torch.Tensor, batch_size: int, num_tokens: int) ->
     ends = cu_seqlens.tolist()
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != num_tokens or sorted(ends) != ends:
         raise ValueError(f"cu_seqlens must rise from 0 to the row's {num_tokens} tokens, got {ends[:6]}")
+
+
+def refuse_other_packing(
+    attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None, options: Mapping[str, Any]
+) -> None:
+    """Raise ValueError where documents are packed as attention alone understands it."""
+    other = [name for name in options if name.startswith("cu_seq")]
+    if other:
+        raise ValueError(f"{other[0]}: documents packed into one row are marked off by cu_seqlens")
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask: mixers need one of [B, tokens], 0 where padded, got {attention_mask.ndim} dimensions; "
+            "documents packed into one row are marked off by cu_seqlens"
+        )
+    if attention_mask is None and position_ids is not None and bool((position_ids.diff(dim=-1) < 0).any()):
+        raise ValueError("position_ids start anew within a row: mark packed documents off by cu_seqlens")
+
+
+def padding_mask(attention_mask: torch.Tensor | None, past: int, num_tokens: int) -> torch.Tensor | None:
+    """Return the mask [B, T] of the tokens now read, after ``past`` others; None where nothing is padded."""
+    if attention_mask is None:
+        return None
+    past = min(int(past), attention_mask.shape[1] - num_tokens)  # a mask of the new tokens alone is one, too
+    mask = attention_mask[:, past : past + num_tokens]
+    return None if bool((mask != 0).all()) else mask
+
+
+def without_first_tokens(labels: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """Return ``labels`` [1, T] with every document's first token left out: no other document predicts it."""
+    num_tokens = int(cu_seqlens[-1])
+    if labels.shape[1] != num_tokens:
+        raise ValueError(
+            f"labels: packed documents need one for each of the {num_tokens} tokens, got {labels.shape[1]}"
+        )
+    starts = cu_seqlens[:-1].long()
+    labels = labels.clone()
+    labels[:, starts[starts < num_tokens]] = -100
+    return labels
 
 
 def packed_positions(cu_seqlens: torch.Tensor, num_tokens: int) -> torch.Tensor:

@@ -20,14 +20,14 @@ from transformers import initialization as init
 
 from distill import ops
 from distill.cache import RecurrentLayer
+from distill_eval.errors import ConfigError
 
 if TYPE_CHECKING:
-    from distill.hybrid import HybridConfig
+    from distill.hybrid_config import HybridConfig
 
 SILU_OF_THIS_IS_ONE = 1.2784645427610738
 # Added to a decay's logit, it stops the decay: softplus is then 0 in every dtype, and gradients stay finite.
 NO_DECAY = -1e4
-OUTPUT_GATES = ("silu", "sigmoid")
 
 
 class Mixer(nn.Module):
@@ -139,8 +139,12 @@ class Mixer(nn.Module):
 
 
 def copy_linear(target: nn.Linear, source: Any) -> None:
-    """Copy weight and, where both have one, bias."""
+    """Copy weight and bias; raises ConfigError when only one of the two has a bias."""
+    if (target.bias is None) != (source.bias is None):
+        raise ConfigError(
+            "teacher: one of its attention projections has a bias where its config says otherwise"
+        )
     with torch.no_grad():
         target.weight.copy_(source.weight)
-        if target.bias is not None and source.bias is not None:
+        if target.bias is not None:
             target.bias.copy_(source.bias)

@@ -14,7 +14,7 @@ from distill import ops
 from distill.mixers.base import NO_DECAY, SILU_OF_THIS_IS_ONE, Mixer, copy_linear
 
 if TYPE_CHECKING:
-    from distill.hybrid import HybridConfig
+    from distill.hybrid_config import HybridConfig
 
 
 class Mamba2Mixer(Mixer):

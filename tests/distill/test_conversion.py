@@ -1,12 +1,15 @@
 """Teacher to student: what stays is the teacher bit for bit; sizes are the paper's; mistakes are told."""
 
+import pickle
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from distill.conversion import convert
 from distill.export import count_parameters
-from distill.hybrid import TEACHERS, HybridConfig, HybridForCausalLM
+from distill.hybrid import HybridForCausalLM
+from distill.hybrid_config import TEACHERS, HybridConfig
 from distill_eval.errors import ConfigError
 
 PAPER_LAYERS = (0, 2, 6, 11, 13, 18, 21)
@@ -122,13 +125,20 @@ def test_config_survives_its_json(make_student, tmp_path):
         ({"attention_layers": (9,)}, "layers 0 to 3; 9 is not among them"),
         ({"attention_layers": (-1,)}, "-1 is not among them"),
         ({"attention_layers": (1, 1)}, "named twice"),
+        ({"attention_layers": (1.5,)}, "whole numbers"),
+        ({"attention_layers": (True,)}, "whole numbers"),
+        ({"attention_layers": (1,), "layer_types": []}, "'layer_types' is unknown"),
+        ({"attention_layers": (1,), "conv_size": 4.5}, "0 .none. or at least 2, got 4.5"),
+        ({"attention_layers": (1,), "conv_size": None}, "0 .none. or at least 2, got None"),
+        ({"attention_layers": (1,), "post_norm": "no"}, "true or false"),
+        ({"attention_layers": (1,), "mixer": "mamba2", "gate_rank": 4}, "full rank"),
         ({"attention_layers": (1,), "mixer": "kdaa"}, "did you mean 'kda'"),
         ({"attention_layers": (1,), "initialisation": "qkv"}, "did you mean 'qkvo'"),
         ({"attention_layers": (1,), "initialisation": "qkvo", "key_head_dim": 4}, "use initialisation 'vo'"),
         ({"attention_layers": (1,), "output_gate": "tanh"}, "silu, sigmoid or null"),
         ({"attention_layers": (1,), "conv_activation": "relu"}, "silu or null"),
         ({"attention_layers": (1,), "conv_size": 1}, "0 .none. or at least 2"),
-        ({"attention_layers": (1,), "key_head_dim": 0}, "key_head_dim must be at least 1"),
+        ({"attention_layers": (1,), "key_head_dim": 0}, "key_head_dim must be a whole number from 1"),
         ({"attention_layers": (1,), "post_nrom": True}, "did you mean 'post_norm'"),
     ],
 )
@@ -145,3 +155,40 @@ def test_teachers_that_are_not_supported_are_told(make_teacher):
     sliding = Qwen2Config(num_hidden_layers=2, use_sliding_window=True, sliding_window=4, max_window_layers=1)
     with pytest.raises(ConfigError, match="sliding-window"):
         HybridConfig.from_teacher(sliding, attention_layers=())
+
+
+@pytest.mark.parametrize("teacher_config", [{}, {"model_type": "gpt2"}, {"model_type": None}])
+def test_a_config_file_without_a_teacher_is_told(teacher_config):
+    with pytest.raises(ConfigError, match="is none of llama, qwen2, qwen3"):
+        HybridConfig(teacher_config=teacher_config)
+
+
+def test_a_student_shares_nothing_with_its_teacher(make_teacher, tokens):
+    teacher = make_teacher()
+    student = convert(teacher, attention_layers=(1,))
+    student(tokens)
+    student.config.vocab_size = 5
+    student.generation_config.temperature = 0.1
+    assert teacher.config.vocab_size == 97
+    assert teacher.config._attn_implementation == "sdpa"
+    assert teacher.generation_config.temperature != 0.1
+
+
+def test_students_can_be_pickled_and_are_found_by_auto_model(make_student, tokens, tmp_path):
+    from transformers import AutoModel
+
+    student = make_student()
+    again = pickle.loads(pickle.dumps(student))
+    student.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, student(tokens).logits)
+        body = AutoModel.from_pretrained(tmp_path)
+        assert torch.equal(body(tokens).last_hidden_state, student.model(tokens).last_hidden_state)
+
+
+def test_a_bias_the_config_does_not_declare_is_told(make_teacher):
+    teacher = make_teacher()
+    for layer in teacher.model.layers:
+        layer.self_attn.v_proj.bias = torch.nn.Parameter(torch.ones(16))
+    with pytest.raises(ConfigError, match="has a bias where its config says otherwise"):
+        convert(teacher, attention_layers=(1,))

@@ -57,7 +57,7 @@ def test_forward_backward_and_packing_equal_the_cpu(make_pair, tokens, mixer, dt
     got = outputs_and_gradients(theirs, tokens)
     for name, value in expected.items():
         # Some gradients are small differences (Mamba2's A_log); rounding on the CPU shows how much that costs.
-        bar = max(BARS[dtype], 3 * worst(rounded[name], value))
+        bar = max(BARS[dtype], min(0.3, 3 * worst(rounded[name], value)))
         assert worst(got[name], value) < bar, name
 
 

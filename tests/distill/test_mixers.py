@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from distill.hybrid import HybridConfig, HybridForCausalLM
+from distill.hybrid import HybridForCausalLM
+from distill.hybrid_config import HybridConfig
 from distill.mixers import MIXERS
 from tests.distill.conftest import worst
 
@@ -22,7 +23,10 @@ CHOICES = {
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_is_right_on_cached_and_packed_paths(make_student, tokens, mixer, choice):
-    student = make_student(mixer, "linear_first", **CHOICES[choice])
+    choices = {
+        name: value for name, value in CHOICES[choice].items() if (mixer, name) != ("mamba2", "gate_rank")
+    }
+    student = make_student(mixer, "linear_first", **choices)
     with torch.no_grad():
         whole = student(tokens, use_cache=False).logits
         cache = DynamicCache(config=student.config)

@@ -91,6 +91,25 @@ def test_padding_anywhere_leaves_the_recurrent_state_alone(make_student, tokens,
 
 
 @every_student
+def test_padding_read_token_by_token_leaves_no_trace(make_student, tokens, mixer, shape):
+    student = make_student(mixer, shape, teacher="qwen2")
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), tokens[:1, :6]], dim=1)
+    mask = (padded > 0).long()
+    cache, steps = DynamicCache(config=student.config), []
+    with torch.no_grad():
+        for t in range(10):
+            position = torch.tensor([[max(0, t - 4)]])
+            for_step = {
+                "attention_mask": mask[:, : t + 1],
+                "position_ids": position,
+                "past_key_values": cache,
+            }
+            steps.append(student(padded[:, t : t + 1], **for_step).logits)
+        alone = student(tokens[:1, :6], use_cache=False).logits
+    assert worst(torch.cat(steps[4:], dim=1), alone) < BAR
+
+
+@every_student
 def test_beam_search_and_padding_in_generate(make_student, tokens, mixer, shape):
     student = make_student(mixer, shape)
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -110,6 +129,11 @@ def test_beam_search_and_padding_in_generate(make_student, tokens, mixer, shape)
             student.generate(padded[:1], attention_mask=mask[:1], **options, **more).tolist()
             == whole.tolist()
         )
+    both = student.generate(padded, attention_mask=mask, **options)
+    for size in (1, 2, 5):
+        for more in ({}, {"cache_implementation": "static"}):
+            pieces = student.generate(padded, attention_mask=mask, prefill_chunk_size=size, **options, **more)
+            assert pieces.tolist() == both.tolist()
 
 
 @every_student
@@ -153,6 +177,32 @@ def test_packed_loss_predicts_no_document_from_the_one_before(make_student, toke
     assert worst(packed, sum(losses) / 68) < BAR
 
 
+def test_an_empty_document_at_the_end_changes_no_loss(make_student, tokens):
+    student = make_student()
+    row = tokens[:1]
+    losses = [
+        student(row, labels=row, cu_seqlens=torch.tensor(ends)).loss
+        for ends in ([0, 30, 70], [0, 30, 70, 70])
+    ]
+    assert torch.equal(*losses)
+    with pytest.raises(ValueError, match="one for each of the 70 tokens, got 7"):
+        student(row, labels=row[:, :7], logits_to_keep=7, cu_seqlens=torch.tensor([0, 30, 70]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"position_ids": torch.arange(35).repeat(2)[None]}, "position_ids start anew"),
+        ({"attention_mask": torch.ones(1, 1, 70, 70)}, "mixers need one of .B, tokens."),
+        ({"cu_seq_lens_q": torch.tensor([0, 35, 70])}, "marked off by cu_seqlens"),
+        ({"cu_seqlen": torch.tensor([0, 35, 70])}, "marked off by cu_seqlens"),
+    ],
+)
+def test_packing_that_mixers_would_run_through_is_refused(make_student, tokens, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_student()(tokens[:1], **arguments)
+
+
 def test_packing_also_with_eager_attention(make_student, tokens):
     student = make_student()
     cu_seqlens = torch.tensor([0, 33, 70])
@@ -170,7 +220,9 @@ def test_packing_also_with_eager_attention(make_student, tokens):
         ((1, 10), [0, 9], {}, "0 to the row's 10"),
         ((1, 10), [1, 10], {}, "0 to the row's 10"),
         ((1, 10), [0, 7, 5, 10], {}, "0 to the row's 10"),
-        ((1, 10), [0, 10], {"attention_mask": torch.ones(1, 10)}, "no attention_mask"),
+        ((1, 10), [0.0, 10.0], {}, "int32 or int64"),
+        ((1, 10), [0, 10], {"position_ids": torch.arange(10)[None]}, "or position_ids"),
+        ((1, 10), [0, 10], {"attention_mask": torch.ones(1, 10)}, "take no cache, attention_mask"),
         ((1, 10), [0, 10], {"past_key_values": DynamicCache()}, "take no cache"),
     ],
 )
@@ -225,3 +277,38 @@ def test_a_cache_of_another_model_is_refused(make_student, make_teacher, tokens)
     cache = DynamicCache(config=make_teacher("llama", num_hidden_layers=3).config)
     with pytest.raises(ValueError, match="3 layers, the model has 4"):
         make_student()(tokens, past_key_values=cache)
+
+
+def test_a_cache_another_model_filled_is_refused(make_student, make_teacher, tokens):
+    teacher, hybrid, pure = make_teacher(), make_student("kda", "hybrid"), make_student("kda", "pure")
+    with torch.no_grad():
+        for first, second in ((teacher, hybrid), (hybrid, pure), (pure, hybrid)):
+            cache = DynamicCache()
+            first(tokens, past_key_values=cache)
+            with pytest.raises(ValueError, match="made or filled by another model"):
+                second(tokens, past_key_values=cache)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_gradients_flow_through_a_cached_prompt(make_student, tokens, mixer):
+    student = make_student(mixer, "hybrid")
+    whole = student(tokens, use_cache=False).logits[:, 40:].sum()
+    cache = DynamicCache(config=student.config)
+    student(tokens[:, :40], past_key_values=cache)
+    parts = student(tokens[:, 40:66], past_key_values=cache).logits.sum()
+    parts = parts + student(tokens[:, 66:], past_key_values=cache).logits.sum()
+    weights = [student.model.embed_tokens.weight, student.model.layers[0].self_attn.A_log]
+    for one, other in zip(
+        torch.autograd.grad(parts, weights), torch.autograd.grad(whole, weights), strict=True
+    ):
+        assert worst(one, other) < BAR
+
+
+def test_a_cache_from_inference_mode_can_be_continued_outside(make_student, tokens):
+    student = make_student()
+    cache = DynamicCache(config=student.config)
+    with torch.inference_mode():
+        student(tokens[:, :40], past_key_values=cache)
+    with torch.no_grad():
+        rest = student(tokens[:, 40:], past_key_values=cache).logits
+        assert worst(rest, student(tokens, use_cache=False).logits[:, 40:]) < BAR
