@@ -125,21 +125,18 @@ def fit_cache(cache: Cache, layer_types: list[str]) -> Cache:
     pure = "full_attention" not in layer_types
     for index, layer_type in enumerate(layer_types):
         layer = cache.layers[index]
+        kind = CountingRecurrentLayer if pure and index == 0 else RecurrentLayer
         if layer_type == "full_attention":
-            if isinstance(layer, CacheLayerMixin) and not isinstance(layer, RecurrentLayer):
-                continue
-            fits = False
+            fits = isinstance(layer, CacheLayerMixin) and not isinstance(layer, RecurrentLayer)
         else:
-            kind = CountingRecurrentLayer if pure and index == 0 else RecurrentLayer
-            if type(layer) is kind:
-                continue
-            fits = not _holds_something(layer)
+            fits = type(layer) is kind or not _holds_something(layer)
         if not fits:
             raise ValueError(
                 f"layer {index} of this cache was made or filled by another model: it is no {layer_type} layer of "
                 "this one; make the cache with DynamicCache(config=model.config)"
             )
-        cache.layers[index] = kind()
+        if layer_type == "linear_attention" and type(layer) is not kind:
+            cache.layers[index] = kind()
     return cache
 
 

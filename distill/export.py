@@ -114,15 +114,20 @@ def check_new_folder(folder: Path) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write a temporary folder and rename it to ``folder``, so that a kill leaves no half of one."""
+    """Let ``fill`` write a temporary folder and rename it to ``folder``, so that a kill leaves no half of one.
+
+    What it wrote is moved into a folder that exists already, config.json last.
+    """
     folder = folder.resolve()
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
         fill(part)
-        if folder.is_dir():
-            folder.rmdir()
-        part.rename(folder)
+        if folder.is_dir():  # empty; somebody may stand in it, so it stays
+            for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):
+                path.rename(folder / path.name)
+        else:
+            part.rename(folder)
     except Exception as error:
         if reason := unwritable(error):
             raise OutputError(f"cannot write '{folder}': {reason}") from error
