@@ -103,7 +103,7 @@ class HybridModel(HybridPreTrainedModel):
         any other way than by ``cu_seqlens``: the mixers would run on from one into the next.
         """
         if kwargs.get("output_attentions"):
-            raise ValueError("output_attentions: mixers have no attention weights to give")
+            raise ValueError("output_attentions: students give none, since their mixers have none")
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if (input_ids is None) == (inputs_embeds is None):
@@ -124,14 +124,10 @@ class HybridModel(HybridPreTrainedModel):
             position_ids = packed_positions(cu_seqlens, hidden_states.shape[1])
         elif position_ids is None:
             position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + past)[None]
-        masks = {
-            "full_attention": self._attention_mask(
-                hidden_states, attention_mask, position_ids, past_key_values, cu_seqlens
-            ),
-            "linear_attention": padding_mask(attention_mask, past, hidden_states.shape[1])
-            if self.config.has_mixers
-            else None,
-        }
+        arguments = (hidden_states, attention_mask, position_ids, past_key_values, cu_seqlens)
+        masks = {"full_attention": self._attention_mask(*arguments)}
+        if self.config.has_mixers:
+            masks["linear_attention"] = padding_mask(attention_mask, past, hidden_states.shape[1])
         positions = self.rotary_emb(hidden_states, position_ids=position_ids)
         collected = [hidden_states] if output_hidden_states else []
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):

@@ -115,9 +115,8 @@ class HybridConfig(PreTrainedConfig):
             for layer in range(num_layers)
         ]
         settings = teacher_config.to_dict()
-        settings.pop(
-            "_name_or_path", None
-        )  # where the teacher lay here; who it was is the provenance's to say
+        # Where the teacher lay on this machine; who it was is the provenance's to say.
+        settings.pop("_name_or_path", None)
         return cls(teacher_config=settings, layer_types=layer_types, mixer=mixer, **choices)
 
     def check(self) -> None:

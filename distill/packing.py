@@ -56,7 +56,10 @@ def refuse_other_packing(
             f"attention_mask: mixers need one of [B, tokens], 0 where padded, got {attention_mask.ndim} dimensions; "
             "documents packed into one row are marked off by cu_seqlens"
         )
-    if attention_mask is None and position_ids is not None and bool((position_ids.diff(dim=-1) < 0).any()):
+    # One token a row cannot start anew; looking would wait for the device at every step of decoding.
+    if attention_mask is not None or position_ids is None or position_ids.shape[-1] == 1:
+        return
+    if bool((position_ids.diff(dim=-1) < 0).any()):
         raise ValueError("position_ids start anew within a row: mark packed documents off by cu_seqlens")
 
 
