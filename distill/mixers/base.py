@@ -11,6 +11,8 @@ Contract, held for every mixer by one set of tests:
   convolution and a SiLU output gate start as the identity, so that with "vo" only the mixing itself is new.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +32,7 @@ SILU_OF_THIS_IS_ONE = 1.2784645427610738
 NO_DECAY = -1e4
 
 
-class Mixer(nn.Module):
+class Mixer(nn.Module, ABC):
     """Geometry, output gate and fp32 parameters that all mixers share; ``mix`` is each mixer's own.
 
     H query heads; the teacher's k and v heads are repeated to H inside, as grouped-query attention does.
@@ -67,6 +69,7 @@ class Mixer(nn.Module):
         mask = None if attention_mask is None else attention_mask[..., None].bool()  # B, T, 1
         return self.mix(hidden_states, mask, layer, cu_seqlens), None
 
+    @abstractmethod
     def mix(
         self,
         hidden_states: torch.Tensor,
@@ -74,18 +77,24 @@ class Mixer(nn.Module):
         layer: RecurrentLayer | None,
         cu_seqlens: torch.Tensor | None,
     ) -> torch.Tensor:
-        raise NotImplementedError
+        """Mix ``hidden_states`` [B, T, d]; ``mask`` [B, T, 1] is False where padded, ``layer`` the cache's."""
 
+    @abstractmethod
     def init_from_attention(self, attention: Any, what: str) -> None:
         """Copy the teacher's projections that ``what`` ("vo", "qkvo") names."""
-        raise NotImplementedError
 
     def add_convolution(self, num_channels: int, size: int) -> None:
         """Give the mixer a depthwise convolution over ``num_channels``; none where ``size`` is 0."""
         self.conv_weight = nn.Parameter(torch.empty(num_channels, size)) if size else None
 
-    def convolve(self, x, mask, state, keep: bool, cu_seqlens) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Convolve x [B, T, D]; padding counts as the nothing before a sequence's start."""
+    def convolve(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None,
+        layer: RecurrentLayer | None,
+        cu_seqlens: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Convolve x [B, T, D]; padding counts as the nothing before a sequence's start. Also returns the state."""
         if mask is not None:
             x = x * mask.to(x.dtype)
         if self.conv_weight is None:
@@ -94,10 +103,31 @@ class Mixer(nn.Module):
             x,
             self.conv_weight,
             activation=self.conv_activation,
-            initial_state=state,
-            output_final_state=keep,
+            initial_state=None if layer is None else layer.states()[0],
+            output_final_state=layer is not None,
             cu_seqlens=cu_seqlens,
         )
+
+    def recur(
+        self,
+        op: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+        sequences: tuple[torch.Tensor, ...],
+        conv_state: torch.Tensor | None,
+        layer: RecurrentLayer | None,
+        cu_seqlens: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Run ``op`` over ``sequences`` from the cache's state on, and keep both states there."""
+        mixed, state = op(
+            *sequences,
+            A_log=self.A_log,
+            dt_bias=self.dt_bias,
+            initial_state=None if layer is None else layer.states()[1],
+            output_final_state=layer is not None,
+            cu_seqlens=cu_seqlens,
+        )
+        if layer is not None and state is not None:
+            layer.store(conv_state, state, mixed.shape[1])
+        return mixed
 
     def heads(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """Cut [B, T, n * dim] into heads and repeat them to [B, T, H, dim]."""

@@ -48,31 +48,18 @@ class KDAMixer(Mixer):
     op = staticmethod(ops.kda)
 
     def mix(self, hidden_states, mask, layer, cu_seqlens):
-        conv_state, state = (None, None) if layer is None else layer.states()
-        keep = layer is not None
         qkv = torch.cat(
             [self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1
         )
-        qkv, conv_state = self.convolve(qkv, mask, conv_state, keep, cu_seqlens)
+        qkv, conv_state = self.convolve(qkv, mask, layer, cu_seqlens)
         q, k, v = qkv.split([self.q_size, self.k_size, self.v_size], dim=-1)
         logits = self.decay_logits(hidden_states)
         if mask is not None:
             k = k * mask.to(k.dtype)  # no key: nothing is written or erased
             logits = logits.masked_fill(~mask.unflatten(-1, [1] * (logits.ndim - 2)), NO_DECAY)
-        mixed, state = self.op(
-            self.heads(q, self.key_dim),
-            self.heads(k, self.key_dim),
-            self.heads(v, self.value_dim),
-            logits,
-            self.b_proj(hidden_states),
-            A_log=self.A_log,
-            dt_bias=self.dt_bias,
-            initial_state=state,
-            output_final_state=keep,
-            cu_seqlens=cu_seqlens,
-        )
-        if layer is not None and state is not None:
-            layer.store(conv_state, state, hidden_states.shape[1])
+        heads = (self.heads(q, self.key_dim), self.heads(k, self.key_dim), self.heads(v, self.value_dim))
+        sequences = (*heads, logits, self.b_proj(hidden_states))
+        mixed = self.recur(self.op, sequences, conv_state, layer, cu_seqlens)
         gate = None
         if self.g_a_proj is not None and self.g_b_proj is not None:
             gate = self.g_b_proj(self.g_a_proj(hidden_states))

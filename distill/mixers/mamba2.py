@@ -28,9 +28,9 @@ class Mamba2Mixer(Mixer):
         qkv_bias, o_bias = config.projection_biases
         self.z_size = H * V if self.gate_activation is not None else 0
         self.x_size, self.b_size, self.c_size = self.num_kv_heads * V, self.num_kv_heads * K, H * K
-        self.sizes = [self.z_size, self.x_size, self.b_size, self.c_size, H]  # z, x, B, C, dt
+        sizes = (self.z_size, self.x_size, self.b_size, self.c_size, H)  # z, x, B, C, dt
         # The gate's identity start needs a bias; the other parts have one only where the teacher has.
-        self.in_proj = nn.Linear(d, sum(self.sizes), bias=qkv_bias)
+        self.in_proj = nn.Linear(d, sum(sizes), bias=qkv_bias)
         self.gate_bias = nn.Parameter(torch.empty(self.z_size)) if self.z_size else None
         self.out_proj = nn.Linear(H * V, d, bias=o_bias)
         self.add_convolution(self.x_size + self.b_size + self.c_size, config.conv_size)
@@ -39,29 +39,16 @@ class Mamba2Mixer(Mixer):
         self.D = nn.Parameter(torch.empty(H, dtype=torch.float32))
 
     def mix(self, hidden_states, mask, layer, cu_seqlens):
-        conv_state, state = (None, None) if layer is None else layer.states()
-        keep = layer is not None
         z, xbc, dt = self.in_proj(hidden_states).split(
             [self.z_size, self.x_size + self.b_size + self.c_size, self.num_heads], dim=-1
         )
-        xbc, conv_state = self.convolve(xbc, mask, conv_state, keep, cu_seqlens)
+        xbc, conv_state = self.convolve(xbc, mask, layer, cu_seqlens)
         x, b, c = xbc.split([self.x_size, self.b_size, self.c_size], dim=-1)
         if mask is not None:
             dt = dt.masked_fill(~mask, NO_DECAY)  # a step of length zero
         x = self.heads(x, self.value_dim)
-        mixed, state = ops.ssd(
-            x,
-            dt,
-            self.heads(b, self.key_dim),
-            self.heads(c, self.key_dim),
-            A_log=self.A_log,
-            dt_bias=self.dt_bias,
-            initial_state=state,
-            output_final_state=keep,
-            cu_seqlens=cu_seqlens,
-        )
-        if layer is not None and state is not None:
-            layer.store(conv_state, state, hidden_states.shape[1])
+        sequences = (x, dt, self.heads(b, self.key_dim), self.heads(c, self.key_dim))
+        mixed = self.recur(ops.ssd, sequences, conv_state, layer, cu_seqlens)
         mixed = mixed + (self.D[:, None] * x).to(mixed.dtype)
         return self.out_proj(self.gate_output(mixed, None if self.gate_bias is None else z + self.gate_bias))
 

@@ -56,8 +56,11 @@ def test_forward_backward_and_packing_equal_the_cpu(make_pair, tokens, mixer, dt
     rounded = outputs_and_gradients(ours.bfloat16(), tokens)
     got = outputs_and_gradients(theirs, tokens)
     for name, value in expected.items():
-        # Some gradients are small differences (Mamba2's A_log); rounding on the CPU shows how much that costs.
-        bar = max(BARS[dtype], min(0.3, 3 * worst(rounded[name], value)))
+        bar = BARS[dtype]
+        if name.endswith(
+            "A_log"
+        ):  # small differences of large sums; rounding on the CPU shows what that costs
+            bar = max(bar, min(0.3, 3 * worst(rounded[name], value)))
         assert worst(got[name], value) < bar, name
 
 

@@ -58,7 +58,7 @@ def test_convolution_and_gate_start_as_the_identity(make_teacher, mixer):
     layer = HybridForCausalLM(config).model.layers[0].self_attn
     x = torch.randn(2, 9, layer.conv_weight.shape[0])
     with torch.no_grad():
-        assert torch.equal(layer.convolve(x, None, None, False, None)[0], x)
+        assert torch.equal(layer.convolve(x, None, None, None)[0], x)
         mixed = torch.randn(2, 9, 4, 8)
         hidden = torch.randn(2, 9, 32)
         if mixer == "mamba2":
