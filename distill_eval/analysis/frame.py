@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from distill_eval.errors import DataError, did_you_mean
-from distill_eval.schema.records import PROTOCOLS, Record
+from distill_eval.schema.records import ARMS, PROTOCOLS, Record
 
 _TEXT = {
     "checkpoint", "fingerprint", "task", "protocol", "item_key", "subset", "cluster",
@@ -90,8 +90,9 @@ def _numbers(column: Any) -> np.ndarray:
 
 def _refuse_unknown_protocol(data: pd.DataFrame) -> None:
     for protocol in data["protocol"].unique():
-        if protocol not in PROTOCOLS:
-            raise DataError(f"records: unknown protocol {protocol!r}{did_you_mean(protocol, PROTOCOLS)}")
+        known = (*PROTOCOLS, *ARMS)
+        if protocol not in known:
+            raise DataError(f"records: unknown protocol {protocol!r}{did_you_mean(protocol, known)}")
 
 
 def _refuse_mixed_checkpoints(data: pd.DataFrame) -> None:

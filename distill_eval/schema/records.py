@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 LOGLIKELIHOOD = "loglikelihood"
 GENERATIVE = "generative"
 PROTOCOLS = (LOGLIKELIHOOD, GENERATIVE)
+LETTERS = "letters"  # EvalScope's prompt, the options' letters ranked by log-likelihood
+GENERATE_UNTIL = "generate_until"  # generation by lm-eval's prompt and scorer
+ARMS = (LETTERS, GENERATE_UNTIL)
+"""Bridging arms: what lies between the two protocols, so that a gap can be taken apart."""
 
 
 @dataclass(frozen=True, slots=True)
