@@ -120,10 +120,17 @@ def _strict_number(text: str) -> Reading:
 
 
 def _lenient_number(text: str) -> Reading:
-    """Read the last box with a number, else the last marked one, else the last number."""
-    for content in reversed(_BOX.findall(text)):
-        if value := _last_number(_typeset(content)):
-            return Reading(value)
+    """Read a box, else the last marked number, else the last number.
+
+    Several boxes that differ are no answer, unless the last is marked as the answer.
+    """
+    text = _own_part(text)
+    boxes = [(box, value) for box in _BOX.finditer(text) if (value := _last_number(_typeset(box.group(1))))]
+    if boxes:
+        box, value = boxes[-1]
+        line = text[: box.start()].rpartition("\n")[2]
+        agree = len({value for _, value in boxes}) == 1
+        return Reading(value) if agree or _CONCLUDING.search(line) else NOTHING
     text = _typeset(fold(text))
     for marker in reversed(list(_MARKED.finditer(text))):
         rest = text[marker.end() :].split("\n", 1)[0]
@@ -133,6 +140,16 @@ def _lenient_number(text: str) -> Reading:
             return Reading(value)
     value = _last_number(text)
     return Reading(value, stated=_ONE_NUMBER.fullmatch(text.strip()) is not None) if value else NOTHING
+
+
+_ANSWER_LINE = re.compile(r"^ANSWER:.*$", re.MULTILINE)
+_CONCLUDING = re.compile(r"\b(?:answer|therefore|thus|hence|so|finally)\b|答案|所以|因此", re.IGNORECASE)
+
+
+def _own_part(text: str) -> str:
+    """Cut a response that goes on, after its answer, with problems of its own making, as the examples do."""
+    first = _ANSWER_LINE.search(text)
+    return text[: first.end()] if first and "Reasoning:" in text[first.end() :] else text
 
 
 def _typeset(text: str) -> str:

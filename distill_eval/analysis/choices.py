@@ -103,7 +103,7 @@ def lenient_choice(text: str, question: Question) -> Reading:
 
     Different answers in one response are no answer; ``not A but C`` is C.
     """
-    text = plain(text)
+    text = _own_part(plain(text))
     if not text:
         return NOTHING
     if len(text) == 1 and text.upper() in question.letters:
@@ -112,14 +112,26 @@ def lenient_choice(text: str, question: Question) -> Reading:
     stated = _stated(text, question, patterns)
     if stated:
         return Reading(next(iter(stated))) if len(stated) == 1 and None not in stated else NOTHING
-    labelled = _labelled(text, patterns)
+    labelled = _labelled(text, question, patterns)
     if labelled:
-        return Reading(labelled)
+        return Reading(labelled) if labelled in question.letters else NOTHING
     named = _named_option(text, question)
     if named is None:
         return NOTHING
     # A response that is an option's text and nothing else states it.
     return Reading(named, _words(text) == _words(question.options[question.letters.index(named)]))
+
+
+_ASKED_LINE = re.compile(r"^\W*(?:answer|答案)\s*:.*$", re.IGNORECASE | re.MULTILINE)
+
+
+def _own_part(text: str) -> str:
+    """Cut a response that goes on, after its answer, with questions and answers of its own making."""
+    first = _ASKED_LINE.search(text)
+    if first is None:
+        return text
+    rest = text[first.end() :]
+    return text[: first.end()] if _FIRST_OPTION.search(rest) and _ASKED_LINE.search(rest) else text
 
 
 _LATEX_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
@@ -210,9 +222,10 @@ def _stated(text: str, question: Question, patterns: _Patterns) -> set[str | Non
         for marker in pattern.finditer(text):
             found |= _after_marker(text[marker.end() :].split("\n\n", 1)[0][:200], question, patterns)
     for match in patterns.correct.finditer(text):
-        between = text[match.end(1) : match.end()]
-        if not _BEFORE_NOT.search(text[: match.start(1)][-20:]) and " not " not in between:
-            found.add(match.group(1))
+        between, after = text[match.end(1) : match.end()], text[match.end(1) :].split("\n", 1)[0]
+        echoed = question.options and _words(after) in _option_words(question.options)
+        if not echoed and not _BEFORE_NOT.search(text[: match.start(1)][-20:]) and " not " not in between:
+            found.add(None if _contradicted(match.group(1), after, question) else match.group(1))
     if None in found and len(found) > 1 and len(found - {None}) == 1:
         # "It is not A. The answer is C."
         found.discard(None)
@@ -242,6 +255,8 @@ def _after_marker(rest: str, question: Question, patterns: _Patterns) -> set[str
             return {None} if re.match(r"(?:both|either|neither)\b", rest, re.IGNORECASE) else set()
     letters = {_bare(first.group())}
     place = first.end()
+    if _contradicted(next(iter(letters)), rest[place:], question):
+        return {None}
     while joined := _JOINED.match(rest, place):
         following = patterns.token.match(rest, joined.end())
         if following is None:
@@ -251,20 +266,26 @@ def _after_marker(rest: str, question: Question, patterns: _Patterns) -> set[str
     return {next(iter(letters))} if len(letters) == 1 else {None}
 
 
+def _contradicted(letter: str, after: str, question: Question) -> bool:
+    """Return whether a letter is followed by the text of another option: two answers in one."""
+    named = _leading_option(after.split("\n", 1)[0], question)
+    return named is not None and named != letter
+
+
 def _bare(token: str) -> str:
     return re.sub(r"option", "", token, flags=re.IGNORECASE).strip("()[]{}<>\"“”.: \n\t").upper()
 
 
-def _labelled(text: str, patterns: _Patterns) -> str | None:
-    """Return the letter of labelled lines (``B) Earth``) when they are no list of the options."""
-    labels = [match.group(1).upper() for match in patterns.label.finditer(text)]
+def _labelled(text: str, question: Question, patterns: _Patterns) -> str | None:
+    """Return the letter of labelled lines ("B) Earth") when they are no list of the options, "?" for two in one."""
+    labels = list(patterns.label.finditer(text))
     if not labels:
         return None
-    if len(set(labels)) == 1:
-        return labels[0]
-    listing = labels[:2] == ["A", "B"]
-    first = patterns.label.match(text)
-    return first.group(1).upper() if first and not listing else None
+    letters = [label.group(1).upper() for label in labels]
+    at_start = text[: labels[0].start(1)].strip("([-• ").casefold() in ("", "option ")
+    if len(set(letters)) > 1 and (letters[:2] == ["A", "B"] or not at_start):
+        return None
+    return "?" if _contradicted(letters[0], text[labels[0].end() :], question) else letters[0]
 
 
 @lru_cache(maxsize=4096)
