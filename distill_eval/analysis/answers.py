@@ -103,7 +103,9 @@ _FIGURE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _FIGURES = re.compile(rf"(?:(?<![\w)\]}}.%])[-−]\s?)?[$£€¥]?(?<![\d.,])(?:{_FIGURE})(?:\s?/\s?\d+(?![\d/]))?")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
-_ONE_NUMBER = re.compile(rf"[-−+]?\s?[$£€¥]?\s?[-−]?(?:{_FIGURE})(?:\s?/\s?\d+)?\s?%?(?:\s?[^\W\d]+\.?){{0,4}}\.?")
+_ONE_NUMBER = re.compile(
+    rf"[-−+]?\s?[$£€¥]?\s?[-−]?(?:{_FIGURE})(?:\s?/\s?\d+)?\s?%?(?:\s?[^\W\d]+\.?){{0,4}}\.?"
+)
 _MARKED = re.compile(
     r"(?:\banswer\b[^.\n:=]{0,80}?(?:\bis\b|\bare\b|\bwould be\b|[:=])|####|答案[^。\n:]{0,20}?(?:是|为|:))\s*",
     re.IGNORECASE,
@@ -157,7 +159,9 @@ def _typeset(text: str) -> str:
     if "\\" in text or "{" in text:
         text = _FRACTION.sub(r"\1/\2", text)
         text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r" \1 ", text)
-        text = text.replace("{,}", ",").replace("\\,", ",") if re.search(r"\d(?:\{,\}|\\,)\d{3}", text) else text
+        text = (
+            text.replace("{,}", ",").replace("\\,", ",") if re.search(r"\d(?:\{,\}|\\,)\d{3}", text) else text
+        )
         text = re.sub(r"\\[!,;: ]|\\(?=[$%])|[{}]", "", text)
     return text.replace("**", "")
 
@@ -249,4 +253,6 @@ def _compiles(code: str) -> bool:
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in ast.walk(tree))
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in ast.walk(tree)
+    )

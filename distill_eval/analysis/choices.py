@@ -71,9 +71,7 @@ def _options_from(prompt: str, first: re.Match[str]) -> tuple[str, ...]:
     return (*options, _PROMPT_END.split(prompt[start:], maxsplit=1)[0].strip())
 
 
-_ASKED = {
-    word: re.compile(rf"{word}:\s*(?:([A-Z])|\[([A-Z])\])") for word in ("ANSWER", "答案")
-}
+_ASKED = {word: re.compile(rf"{word}:\s*(?:([A-Z])|\[([A-Z])\])") for word in ("ANSWER", "答案")}
 _LONE = re.compile(r"\(?([A-Z])[).]?")
 
 
@@ -88,7 +86,9 @@ def strict_choice(text: str, question: Question) -> Reading:
     asked = _ASKED[question.word]
     if question.place == ENTIRE:
         return _letter(asked.fullmatch(text), question)
-    readings = [_letter(found, question) for line in text.splitlines() if (found := asked.fullmatch(line.strip()))]
+    readings = [
+        _letter(found, question) for line in text.splitlines() if (found := asked.fullmatch(line.strip()))
+    ]
     last = _letter(asked.fullmatch(text[text.rfind("\n") + 1 :].strip()), question)
     return last if all(reading == last for reading in readings) else NOTHING
 
@@ -152,7 +152,9 @@ def plain(text: str) -> str:
 
 def fold(text: str) -> str:
     """Return ``text`` with full-width letters and signs as ASCII."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", text).replace("【", "[").replace("】", "]")
+    return (
+        text if text.isascii() else unicodedata.normalize("NFKC", text).replace("【", "[").replace("】", "]")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,10 @@ def _patterns(letters: str) -> _Patterns:
             r"(?:(?:is|would be|seems)\s+(?:the\s+|most\s+|likely\s+|also\s+)*(?:correct|right|best|true|answer|most appropriate)\b"
             r"|(?:是|项)?正确)"
         ),
-        label=re.compile(rf"^\s*(?:[-•]\s+)?(?:option\s+)?[(\[]?({upper}|{either}(?=[)\]]))(?:[)\].:、]+(?!\w\.)|\s*$)", re.MULTILINE),
+        label=re.compile(
+            rf"^\s*(?:[-•]\s+)?(?:option\s+)?[(\[]?({upper}|{either}(?=[)\]]))(?:[)\].:、]+(?!\w\.)|\s*$)",
+            re.MULTILINE,
+        ),
         token=re.compile(token),
         denied=re.compile(rf"(?:not|isn't|不是|不选)\s*(?:option\s+)?{token}", re.IGNORECASE),
     )
@@ -273,7 +278,7 @@ def _contradicted(letter: str, after: str, question: Question) -> bool:
 
 
 def _bare(token: str) -> str:
-    return re.sub(r"option", "", token, flags=re.IGNORECASE).strip("()[]{}<>\"“”.: \n\t").upper()
+    return re.sub(r"option", "", token, flags=re.IGNORECASE).strip('()[]{}<>"“”.: \n\t').upper()
 
 
 def _labelled(text: str, question: Question, patterns: _Patterns) -> str | None:
@@ -303,7 +308,9 @@ def _leading_option(rest: str, question: Question) -> str | None:
     if not question.options:
         return None
     said = _words(rest) + " "
-    starts = [(len(o), i) for i, o in enumerate(_option_words(question.options)) if o and said.startswith(o + " ")]
+    starts = [
+        (len(o), i) for i, o in enumerate(_option_words(question.options)) if o and said.startswith(o + " ")
+    ]
     # Options that are single letters or say the same cannot be told from labels or from each other.
     starts = [entry for entry in starts if entry[0] > 1]
     if not starts:
@@ -325,8 +332,12 @@ def _named_option(text: str, question: Question) -> str | None:
     kept = [
         number
         for number, (start, end) in hits.items()
-        if not any(o != number and s <= start and end <= e and (s, e) != (start, end) for o, (s, e) in hits.items())
+        if not any(
+            o != number and s <= start and end <= e and (s, e) != (start, end) for o, (s, e) in hits.items()
+        )
     ]
-    if len(kept) != 1 or re.search(r" (?:not|isn t|never|except|不 是|非) (?:\w+ )?$", said[: hits[kept[0]][0] + 1]):
+    if len(kept) != 1 or re.search(
+        r" (?:not|isn t|never|except|不 是|非) (?:\w+ )?$", said[: hits[kept[0]][0] + 1]
+    ):
         return None
     return question.letters[kept[0]]

@@ -74,7 +74,9 @@ def classify(frame: pd.DataFrame, tasks: Sequence[TaskSpec]) -> pd.DataFrame:
             rows = np.flatnonzero(generative & (names == task.name))
             if rows.size and task.generative is not None:
                 found[rows] = _classify_task(frame.iloc[rows], task)
-    new = {name: pd.array(found[:, i], dtype="string") for i, name in enumerate(("failure", "strict", "lenient"))}
+    new = {
+        name: pd.array(found[:, i], dtype="string") for i, name in enumerate(("failure", "strict", "lenient"))
+    }
     return frame.assign(**new)
 
 
@@ -91,7 +93,9 @@ def _classify_task(rows: pd.DataFrame, task: TaskSpec) -> np.ndarray:
             question = question_of(form, prompt, count)
             questions[item] = (question, canonical_gold(form, target, question))
         if isinstance(score, float) and not np.isnan(score):
-            found[number] = _classify(form, output, score, *questions[item], prompt, end, extracted, num_tokens)
+            found[number] = _classify(
+                form, output, score, *questions[item], prompt, end, extracted, num_tokens
+            )
     return found
 
 
@@ -100,7 +104,9 @@ def _column(rows: pd.DataFrame, name: str) -> list:
         return [_OPTIONAL[name]] * len(rows)
     column = rows[name]
     if name in ("score", "chance"):
-        return [float(v) for v in pd.to_numeric(column).astype("Float64").to_numpy("float64", na_value=np.nan)]
+        return [
+            float(v) for v in pd.to_numeric(column).astype("Float64").to_numpy("float64", na_value=np.nan)
+        ]
     if name == "num_output_tokens":
         return list(column)
     return list(column.astype("string").fillna("").to_numpy(object))

@@ -86,7 +86,9 @@ def _analyse_task(
     return TaskFailures(task.name, task.title, form, tuple(parts), tuple(differences))
 
 
-def _columns(rows: pd.DataFrame, positions: np.ndarray, paired: Paired, checkpoint: str, form: str) -> Columns:
+def _columns(
+    rows: pd.DataFrame, positions: np.ndarray, paired: Paired, checkpoint: str, form: str
+) -> Columns:
     """Return per-item values [items], means over seeds, NaN where there is none."""
     num_items = len(paired.items)
     failure = rows["failure"].to_numpy(object, na_value="")

@@ -21,7 +21,9 @@ VERSE = "\n\n".join(
 )
 TABLE = "| month | clips | price | total |\n|-------|-------|-------|-------|\n" + "\n".join(
     f"| {month} | {n} | ${n % 7}.00 | ${n * (n % 7)}.00 |"
-    for n, month in enumerate("January February March April May June July August September October".split(), 11)
+    for n, month in enumerate(
+        "January February March April May June July August September October".split(), 11
+    )
 )
 CODE = """def area(shape):
     if shape.kind == "circle":
@@ -71,7 +73,9 @@ def test_loops(text):
     assert has_loop(text[:-3])
 
 
-@pytest.mark.parametrize("text", [STORY, VERSE, TABLE, CODE, LIST, CHINESE * 2, "", "B", "ANSWER: B", STORY + "-" * 80])
+@pytest.mark.parametrize(
+    "text", [STORY, VERSE, TABLE, CODE, LIST, CHINESE * 2, "", "B", "ANSWER: B", STORY + "-" * 80]
+)
 def test_no_loops(text):
     assert not has_loop(text)
     assert not has_loop(text, ended=True)
