@@ -43,14 +43,20 @@ def task_protocols(task: TaskSpec) -> tuple[str, ...]:
 
 
 def pair_items(
-    data: pd.DataFrame, task: TaskSpec, checkpoints: Sequence[str], score: str | None = None
+    data: pd.DataFrame,
+    task: TaskSpec,
+    checkpoints: Sequence[str],
+    score: str | None = None,
+    protocols: Sequence[str] | None = None,
 ) -> Paired:
     """Return a task's rows of a checked frame, joined on item keys across protocols and checkpoints.
 
-    ``score`` takes an entry of each record's ``scores`` in place of the headline score.
+    ``score`` takes an entry of each record's ``scores`` in place of the headline score. ``protocols``: those
+    to join, arms among them if wanted; without it, those of the task.
     """
-    cells = tuple((c, p) for c in checkpoints for p in task_protocols(task))
-    rows = data.loc[data["task"] == task.name]
+    protocols = task_protocols(task) if protocols is None else tuple(protocols)
+    cells = tuple((c, p) for c in checkpoints for p in protocols)
+    rows = data.loc[(data["task"] == task.name) & data["protocol"].isin(list(protocols))]
     if score is not None:
         rows = rows.assign(score=[named_score(scores, score) for scores in rows["scores"]])
     items, item_codes = np.unique(np.asarray(rows["item_key"], dtype=object), return_inverse=True)

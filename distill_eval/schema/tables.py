@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``heading`` over one column; ``align`` is ``"left"`` or ``"right"``; neighbours of one ``group`` share a heading."""
+    """``heading`` over one column; ``align`` is ``"left"`` or ``"right"``; neighbours of a ``group`` share one."""
 
     heading: str
     align: str = "right"
