@@ -14,8 +14,8 @@ Logs = Mapping[str, Mapping[str, Sequence[tuple[Source, Part]]]]
 # Of one run's settings, what changes prompts or answers; the data's place and a task's file version do not.
 _MATTER = (
     "limit", "gen_kwargs", "generation_config", "repeats", "generation_kwargs", "system_instruction",
-    "chat_template_sha", "fewshot_as_multiturn", "fewshot_seed", "version", "prompt_template", "few_shot_prompt_template", "system_prompt",
-    "shuffle", "shuffle_choices", "filters",
+    "chat_template_sha", "fewshot_as_multiturn", "fewshot_seed", "version", "prompt_template",
+    "few_shot_prompt_template", "system_prompt", "shuffle", "shuffle_choices", "filters",
 )  # fmt: skip
 
 
