@@ -224,10 +224,11 @@ def compare_command(
     if as_json:
         print(json.dumps({"folder": str(comparison.folder), **asdict(comparison.results)}, indent=2))
         return
-    _print_table(comparison)
+    print_comparison(comparison)
 
 
-def _print_table(comparison: Any) -> None:
+def print_comparison(comparison: Any) -> None:
+    """Print the table of a comparison and say where its files are."""
     from rich.console import Console
 
     from distill_eval.render.terminal import render_table
