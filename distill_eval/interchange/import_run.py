@@ -11,7 +11,7 @@ from distill_eval.catalog import Catalog
 from distill_eval.compare import Comparison, write_comparison
 from distill_eval.errors import DataError, OptionError, StoreError, TaskError, did_you_mean
 from distill_eval.interchange import evalscope_import, lmeval_import
-from distill_eval.interchange.differences import difference_warnings, task_file_notes
+from distill_eval.interchange.differences import as_run, difference_warnings, task_file_notes
 from distill_eval.interchange.files import listed
 from distill_eval.runs import check_writable
 from distill_eval.schema.interchange import ENGINES, EVALSCOPE, LM_EVAL, Part, Source
@@ -60,7 +60,7 @@ def import_results(
     logs = {c.label: c.logs for c in checkpoints}
     notes += task_file_notes(logs, tasks, records)
     warnings = difference_warnings(logs, tasks, records)
-    records, tasks, counts, left_out = _joined(records, tasks)
+    records, tasks, counts, left_out = _joined(records, [as_run(task, logs) for task in tasks])
     facts = _facts(checkpoints, tasks, counts)
     check_writable(out)
     return write_comparison(
@@ -146,7 +146,10 @@ def _reader(source: Source) -> Any:
 
 
 def _close(name: str, catalog: Catalog) -> str:
-    known = {n for task in catalog.tasks.values() if task.loglikelihood for n in task.loglikelihood.tasks}
+    sides = [
+        side for task in catalog.tasks.values() for side in (task.loglikelihood, task.generate_until) if side
+    ]
+    known = {engine_task for side in sides for engine_task in side.tasks}
     known |= {task.generative.benchmark for task in catalog.tasks.values() if task.generative}
     hint = did_you_mean(name, known)
     return "" if hint.startswith("; known") else hint
