@@ -40,10 +40,14 @@ def published_names() -> tuple[str, ...]:
 
 
 def load_published(name: str) -> PublishedTable:
-    """Return the table called ``name``: ``paper:table5``, ``table5`` or the path of a YAML file.
+    """Return the table called ``name``: ``paper:table5``, ``table5``, the path of a YAML file, or two of these joined
+    (``paper:table2+paper:table19``: the same models under one protocol each).
 
     Raises PublishedError for an unknown name or a malformed file, naming the file, the place and what would be right.
     """
+    first, plus, second = name.partition("+")
+    if plus and not Path(name).is_file():
+        return join_published(load_published(first), load_published(second))
     names = published_names()
     full = name if name.startswith(PREFIX) else PREFIX + name
     if full in names:
@@ -56,6 +60,27 @@ def load_published(name: str) -> PublishedTable:
     raise PublishedError(
         f"no published table '{name}'{did_you_mean(full, names)} (or give a YAML file of that shape)"
     )
+
+
+def join_published(first: PublishedTable, second: PublishedTable) -> PublishedTable:
+    """Return the rows that both tables have (by label), with the columns of both; PublishedError if none are shared."""
+    labels = [row.label for row in second.rows]
+    rows = tuple(row for row in first.rows if row.label in labels)
+    name = f"{first.name}+{second.name}"
+    if not rows:
+        raise PublishedError(f"{name}: the two tables have no row of the same label")
+    twice = {column.key for column in first.columns} & {column.key for column in second.columns}
+    if twice:
+        raise PublishedError(
+            f"{name}: both tables have the column{'s'[: len(twice) > 1]} {', '.join(sorted(twice))}"
+        )
+    cells = [
+        cell for row in rows for table in (first, second) for cell in table.cells if cell.row == row.label
+    ]
+    return PublishedTable(
+        name, f"{first.title}; {second.title}", first.paper, first.number, (*first.columns, *second.columns), rows,
+        tuple(cells), (*first.notes, *second.notes),
+    )  # fmt: skip
 
 
 def read_published(path: Path, *, name: str | None = None) -> PublishedTable:
