@@ -17,6 +17,7 @@ from distill_eval.render.probes import probe_notes, probe_warnings
 from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for, plan_tasks, run_checkpoint
 from distill_eval.runs import check_writable, write_run
 from distill_eval.schema.checkpoints import Checkpoint
+from distill_eval.schema.records import Record
 from distill_eval.schema.results import Results
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
@@ -119,7 +120,7 @@ def difference_notes(checkpoints: Sequence[Checkpoint], template: str) -> list[s
 
 
 def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
-    """Say which tasks have items under one protocol that the other lacks (those are not evaluated)."""
+    """Say which tasks have items under one protocol that the other lacks, or that an arm lacks."""
     notes = []
     for plan in planned:
         left = {protocol: count - plan.num_joined for protocol, count in plan.num_available.items()}
@@ -128,6 +129,12 @@ def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
             notes.append(
                 f"{plan.task.title}: items without a twin under the other protocol were left out: {', '.join(missing)}"
             )
+        if plan.generate_until is not None:
+            lost = len(plan.selected - {item.key for item in plan.generate_until.items})
+            if lost:
+                notes.append(
+                    f"{plan.task.title}: {lost} of {len(plan.selected)} items are not in lm-eval's generative task"
+                )
     return notes
 
 
@@ -140,13 +147,34 @@ def _conclude(
     notes: Sequence[str],
     out: Path,
 ) -> Comparison:
-    tasks = [plan.task for plan in planned]
-    records = [record for run in runs for record in run.records]
+    return write_comparison(
+        [record for run in runs for record in run.records],
+        [plan.task for plan in planned],
+        [checkpoint.label for checkpoint in checkpoints],
+        facts=describe(checkpoints, planned, runs, options, template),
+        notes=notes,
+        warnings=probe_warnings([(run.checkpoint.label, run.probes) for run in runs]),
+        out=out,
+    )
+
+
+def write_comparison(
+    records: Sequence[Record],
+    tasks: Sequence[TaskSpec],
+    checkpoints: Sequence[str],
+    *,
+    facts: dict[str, Any],
+    notes: Sequence[str],
+    warnings: Sequence[str],
+    out: Path,
+) -> Comparison:
+    """Compare ``records`` of ``checkpoints`` (the first is the reference) and write the run folder ``out``.
+
+    ``facts``: the run's provenance, ready for JSON; ``notes`` and ``warnings`` precede those of the analysis.
+    """
     frame = records_frame(records)
-    results = compare_records(frame, tasks, [checkpoint.label for checkpoint in checkpoints])
-    warnings = probe_warnings([(run.checkpoint.label, run.probes) for run in runs])
+    results = compare_records(frame, tasks, checkpoints)
     results = replace(results, notes=(*notes, *results.notes), warnings=(*warnings, *results.warnings))
-    facts = describe(checkpoints, planned, runs, options, template)
     table = latex.render_table1(results)
     files = {
         "report.html": html.render_report(results, facts, frame).encode(),
@@ -197,7 +225,8 @@ def engine_seconds(planned: Sequence[PlannedTask]) -> dict[str, dict[str, float]
     """Seconds the engines themselves took (start-up, building, scorers), per protocol, over all tasks."""
     totals: dict[str, dict[str, float]] = {}
     for plan in planned:
-        for protocol, loaded in (("loglikelihood", plan.loglikelihood), ("generative", plan.generative)):
+        for protocol in ("loglikelihood", "generative", "generate_until"):
+            loaded = getattr(plan, protocol)
             for name, value in (loaded.timings if loaded is not None else {}).items():
                 per_protocol = totals.setdefault(protocol, {})
                 per_protocol[name] = round(per_protocol.get(name, 0.0) + value, 3)
