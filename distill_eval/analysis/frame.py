@@ -65,7 +65,7 @@ def checked_frame(frame: pd.DataFrame, checkpoints: Sequence[str]) -> pd.DataFra
         data[name] = _categories(data[name])
     for name in ("score", "chance", "seed"):
         try:
-            data[name] = _numbers(data[name])
+            data[name] = numbers(data[name])
         except (ValueError, TypeError) as error:
             raise DataError(f"records: column {name!r} must hold numbers or nothing: {error}") from None
     data = data.loc[data["checkpoint"].isin(list(checkpoints))]
@@ -87,23 +87,14 @@ def named_score(scores: object, name: str) -> float:
     return np.nan if value is None else float(value)
 
 
-def _categories(column: Any) -> pd.Categorical:
-    codes, found = pd.factorize(column.astype("string").fillna(""))
-    found = np.asarray(found, dtype=object)
-    order = np.argsort(found)
-    rank = np.empty(len(found), dtype=np.int64)
-    rank[order] = np.arange(len(found))
-    return pd.Categorical.from_codes(rank[codes], categories=pd.Index(found[order], dtype=object))
-
-
-def _identity(data: pd.DataFrame) -> list[np.ndarray]:
-    """Return what identifies a record as numbers that sort as the text does; a record without a seed comes last."""
-    codes = [np.asarray(data[name].cat.codes) for name in _IDENTITY[:-1]]
-    return [*codes, np.asarray(data[_IDENTITY[-1]])]
-
-
-def _numbers(column: Any) -> np.ndarray:
+def numbers(column: Any) -> np.ndarray:
+    """Return a column as floats, NaN where it is missing."""
     return pd.Series(pd.to_numeric(column)).astype("Float64").to_numpy("float64", na_value=np.nan)
+
+
+def texts(column: Any) -> np.ndarray:
+    """Return a column as strings, empty where it is missing."""
+    return pd.Series(column).astype("string").fillna("").to_numpy(object)
 
 
 def _refuse_unknown_protocol(data: pd.DataFrame) -> None:
