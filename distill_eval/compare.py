@@ -119,7 +119,7 @@ def difference_notes(checkpoints: Sequence[Checkpoint], template: str) -> list[s
 
 
 def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
-    """Say which tasks have items under one protocol that the other lacks (those are not evaluated)."""
+    """Say which tasks have items under one protocol that the other lacks, or that an arm lacks."""
     notes = []
     for plan in planned:
         left = {protocol: count - plan.num_joined for protocol, count in plan.num_available.items()}
@@ -128,6 +128,12 @@ def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
             notes.append(
                 f"{plan.task.title}: items without a twin under the other protocol were left out: {', '.join(missing)}"
             )
+        if plan.generate_until is not None:
+            lost = len(plan.selected - {item.key for item in plan.generate_until.items})
+            if lost:
+                notes.append(
+                    f"{plan.task.title}: {lost} of {len(plan.selected)} items are not in lm-eval's generative task"
+                )
     return notes
 
 
@@ -197,7 +203,8 @@ def engine_seconds(planned: Sequence[PlannedTask]) -> dict[str, dict[str, float]
     """Seconds the engines themselves took (start-up, building, scorers), per protocol, over all tasks."""
     totals: dict[str, dict[str, float]] = {}
     for plan in planned:
-        for protocol, loaded in (("loglikelihood", plan.loglikelihood), ("generative", plan.generative)):
+        for protocol in ("loglikelihood", "generative", "generate_until"):
+            loaded = getattr(plan, protocol)
             for name, value in (loaded.timings if loaded is not None else {}).items():
                 per_protocol = totals.setdefault(protocol, {})
                 per_protocol[name] = round(per_protocol.get(name, 0.0) + value, 3)

@@ -112,7 +112,7 @@ def _renamed(run: StoredRun, label: str) -> StoredRun:
             f"run folder {run.folder} holds {len(run.checkpoints)} checkpoints "
             f"({', '.join(run.checkpoints)}): the label '{label}' could mean any of them; leave it out"
         )
-    *others, old = run.checkpoints
+    *others, old = list(run.checkpoints)
     if label in others:
         raise OptionError(f"run folder {run.folder}: '{label}' is its reference's label; choose another")
     records = tuple(

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill_eval.errors import OptionError
+from distill_eval.errors import OptionError, did_you_mean
+from distill_eval.schema.records import ARMS
 from distill_eval.schema.requests import GREEDY, Sampling
 from distill_eval.schema.run import RunOptions
 
 if TYPE_CHECKING:
     from distill_eval.catalog import Suite
 
+NO_ARMS = "none"
 WHAT, HOW, WHERE, RISK = "What to run", "How to prompt and sample", "Where and with what", "Permissions"
 
 
@@ -43,6 +45,16 @@ def compare_command(
         int | None,
         typer.Option(
             help="Items a task, drawn by seed, the same for all. Default: every item.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Bridging arms, separated by commas: letters (EvalScope's prompt, letters ranked by likelihood), "
+            "generate_until (lm-eval's own generative task), or none. Default: letters.",
+            metavar="A,B",
+            rich_help_panel=WHAT,
+            show_default=False,
         ),
     ] = None,
     limit_seed: Annotated[int, typer.Option(help="Seed of that draw.", rich_help_panel=WHAT)] = 0,
@@ -178,6 +190,7 @@ def compare_command(
         limit=limit,
         limit_seed=limit_seed,
         seeds=seed_list,
+        arms=_arms(arms),
         sampling=sampling,
         max_new_tokens=_max_new_tokens(max_new_tokens, defaults),
         apply_chat_template=apply_chat_template,
@@ -234,6 +247,20 @@ def _print_table(comparison: Any) -> None:
 
 def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _arms(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        return RunOptions().arms
+    names = _names(text)
+    if names == (NO_ARMS,):
+        return ()
+    for name in names:
+        if name not in ARMS:
+            raise OptionError(f"--arms: unknown arm '{name}'{did_you_mean(name, (*ARMS, NO_ARMS))}")
+    if not names:
+        raise OptionError(f"--arms is empty; give {', '.join(ARMS)} or {NO_ARMS}")
+    return tuple(dict.fromkeys(names))
 
 
 def _seeds(text: str | None, suite: "Suite | None") -> tuple[int, ...]:
