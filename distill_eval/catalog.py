@@ -78,7 +78,7 @@ def select_tasks(
 
 def read_task(path: Path) -> TaskSpec:
     """Read and validate one task file; TaskError names the file, the key and what would be right."""
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     where = _Where("task", raw, path)
     where.known_keys(raw, _TASK_KEYS)
     own_items = where.get(raw, "items", _text, None)
@@ -113,7 +113,7 @@ def read_task(path: Path) -> TaskSpec:
 
 def read_suite(path: Path, tasks: Mapping[str, TaskSpec]) -> Suite:
     """Read and validate one suite file; every task it names must be known."""
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     where = _Where("suite", raw, path)
     where.known_keys(raw, ("name", "title", "tasks", "greedy", "max_new_tokens", "seeds"))
     names = where.get(raw, "tasks", _texts)
@@ -355,7 +355,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML file's mapping; TaskError names file and line, also of a key that is given twice."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:

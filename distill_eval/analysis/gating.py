@@ -4,15 +4,14 @@
 - gap: log-likelihood difference minus generation difference, on items both have scored under both protocols. It is
   how far the candidate's gap has grown against the baseline's, whatever teacher either was compared with, because
   a common teacher cancels out; a loss is a rise.
-- failure: the share of answers in a class of failure (analysis/failures.py); a loss is a rise.
-- efficiency: a figure's ratio or increase; its own interval decides, outside the correction for many checks.
+- failure: the share of answers in a class of failure (analysis/failure_classes.py); a loss is a rise.
 
 Averages weigh tasks equally. They leave out what ``compare`` leaves out of its averages: a task where the baseline
 does not beat guessing has nothing to lose, and would only dilute the losses of the others.
 """
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -20,6 +19,7 @@ import pandas as pd
 from distill_eval.analysis.averages import PROTOCOL_NAMES
 from distill_eval.analysis.chance import beats_chance
 from distill_eval.analysis.estimates import simple_binary
+from distill_eval.analysis.failure_classes import classify
 from distill_eval.analysis.frame import checked_frame
 from distill_eval.analysis.noninferiority import Bounds, Question, Sample, answer, bounds, summarise
 from distill_eval.analysis.pairing import Paired, pair_items, task_protocols
@@ -60,21 +60,23 @@ def gate_records(
         found += _differences(paired, notes)
         notes += _unscored_notes(paired)
     if policy.failures:
-        found += _failures(frame, data, tasks, policy)
+        found += _failures(frame, tasks, policy)
     questions = _questions(found, policy, num_available or {}, same)
     notes += _average_notes(found, policy)
     return answer(questions, policy.alpha, bounds), notes
 
 
+@dataclass(frozen=True, slots=True)
 class _Found:
-    """One task's difference of one kind, with the values it is a difference of."""
+    """One task's difference of one kind; ``values``: baseline's and candidate's; ``excluded``: why not in averages."""
 
-    def __init__(
-        self, kind: str, task: str, figure: str, direction: str, sample: Sample | None,
-        values: tuple[float | None, float | None] = (None, None), excluded: str = "",
-    ) -> None:  # fmt: skip
-        self.kind, self.task, self.figure, self.direction = kind, task, figure, direction
-        self.sample, self.values, self.excluded = sample, values, excluded
+    kind: str
+    task: str
+    figure: str
+    direction: str
+    sample: Sample | None
+    values: tuple[float | None, float | None] = (None, None)
+    excluded: str = ""
 
 
 def _differences(paired: Paired, notes: list[str]) -> list[_Found]:
@@ -130,20 +132,13 @@ def _excluded(paired: Paired, protocol: str) -> str:
     return ""
 
 
-def failure_classes(frame: pd.DataFrame, tasks: Sequence[TaskSpec]) -> pd.DataFrame:
-    """Return the generative rows of ``frame`` with their class in a column ``failure``."""
-    rows = frame.loc[frame["protocol"] == GENERATIVE]
-    return importlib.import_module("distill_eval.analysis.failures").classify(rows, tasks)
-
-
-def _failures(
-    frame: pd.DataFrame, data: pd.DataFrame, tasks: Sequence[TaskSpec], policy: Policy
-) -> list[_Found]:
+def _failures(frame: pd.DataFrame, tasks: Sequence[TaskSpec], policy: Policy) -> list[_Found]:
     generative = [task for task in tasks if task.generative is not None]
-    rows = failure_classes(frame.loc[frame["task"].isin([task.name for task in generative])], generative)
-    classes, found = rows["failure"].astype("string").fillna(""), []
+    kept = frame["task"].isin([task.name for task in generative]) & (frame["protocol"] == GENERATIVE)
+    rows = classify(frame.loc[kept], generative)
+    found = []
     for name in policy.failures:
-        marked = checked_frame(rows.assign(score=(classes == name).astype(float)), _SIDES)
+        marked = checked_frame(rows.assign(score=(rows["failure"] == name).astype("Float64")), _SIDES)
         for task in generative:
             paired = pair_items(marked, task, _SIDES, protocols=(GENERATIVE,))
             candidate, baseline = (paired.column(side, GENERATIVE) for side in _SIDES)
@@ -227,6 +222,3 @@ def _average_notes(found: Sequence[_Found], policy: Policy) -> list[str]:
         if left_out:
             notes.append(f"not in the average {kind} check: {', '.join(left_out)}")
     return notes
-
-
-Outcome = Callable[[float, float, float], tuple[str, str]]

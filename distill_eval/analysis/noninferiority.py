@@ -33,7 +33,7 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from distill_eval.analysis.intervals import effective_clusters, tango
-from distill_eval.schema.gate import AVERAGE, FAIL, INCONCLUSIVE, PASS, Check
+from distill_eval.schema.gate import FAIL, INCONCLUSIVE, PASS, Check
 
 SHARE_OF_ALPHA = 0.8
 POWER = 0.8
@@ -252,12 +252,12 @@ def _why_open(question: Question, low: float, high: float, needed: int | None, c
 def _method(question: Question) -> str:
     if question.same:
         return "same model"
-    if question.name == AVERAGE and len(question.samples) > 1:
+    if len(question.samples) > 1:
         return "mean of tasks, t"
-    [sample] = question.samples
-    if sample.counts is not None:
+    if all(sample.counts is not None for sample in question.samples):
         return "tango"
-    return "t" if sample.num_clusters == sample.num_items else "cluster t"
+    clustered = any(sample.num_clusters < sample.num_items for sample in question.samples)
+    return "cluster t" if clustered else "t"
 
 
 def _points(fraction: float) -> str:
