@@ -11,7 +11,7 @@ from distill_eval.analysis import compare_records, records_frame
 from distill_eval.analysis.explanation import explain_records
 from distill_eval.checkpoints import resolve_checkpoint
 from distill_eval.content import default_cache_dir
-from distill_eval.data import go_offline, resolve_data_dir
+from distill_eval.data import go_offline, read_manifest, resolve_data_dir
 from distill_eval.errors import OptionError
 from distill_eval.render import html, latex
 from distill_eval.render.explanation import explanation_sections
@@ -238,6 +238,7 @@ def describe(
             }
             for plan in planned
         ],
+        "data_revisions": data_revisions([plan.task for plan in planned], options.data_dir),
         "runs": [
             {
                 "checkpoint": run.checkpoint.label,
@@ -251,6 +252,13 @@ def describe(
         "engine_seconds": engine_seconds(planned),
     }
     return json.loads(json.dumps(facts, default=str))
+
+
+def data_revisions(tasks: Sequence[TaskSpec], data_dir: Path | None) -> dict[str, str]:
+    """Return the commit of every data set that comes from a mirror whose manifest knows it."""
+    known = read_manifest(data_dir).get("datasets", {}) if data_dir is not None else {}
+    specs = [spec for task in tasks for spec in (task.loglikelihood, task.generative) if spec is not None]
+    return {spec.dataset: known[spec.dataset]["commit"] for spec in specs if spec.dataset in known}
 
 
 def engine_seconds(planned: Sequence[PlannedTask]) -> dict[str, dict[str, float]]:
