@@ -39,6 +39,7 @@ should not, ``alpha`` at most; any fail is an overall fail, so ``alpha`` is divi
 An unscored item (NaN) stakes nothing: it counts as lying exactly at the margin.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -58,6 +59,9 @@ from distill_eval.schema.sequential import (
 BETS = np.array([0.03, 0.1, 0.25, 0.7])
 """Stakes per unit of difference. At 20% discordant items, 0.25 is best 5 points from the margin, 0.7 at 15."""
 BET_WEIGHTS = np.array([0.05, 0.1, 0.5, 0.35])
+FIRST_LOOK, LOOK_GROWTH = 32, 1.35
+"""Items at the first look at models that must be loaded for each, and how much more at every further one: 13
+looks at 1,000 items if they must all be seen, and about a sixth more items than looking at each would need."""
 _MOST_AT_STAKE = 0.95
 _ROUNDING = 1e-9
 
@@ -141,6 +145,11 @@ def combined_verdict(verdicts: Sequence[str]) -> str:
     if FAIL in verdicts:
         return FAIL
     return PASS if verdicts and all(verdict == PASS for verdict in verdicts) else INCONCLUSIVE
+
+
+def next_look(num_seen: int, num_items: int, first: int = FIRST_LOOK) -> int:
+    """Return how many items to have evaluated at the next look, if these do not decide."""
+    return min(max(first, math.ceil(num_seen * LOOK_GROWTH)), num_items)
 
 
 def crossings(units: Units, null: float, alpha: float, alpha_fail: float) -> tuple[np.ndarray, np.ndarray]:
