@@ -25,7 +25,8 @@ positive.
 
 The size of the bet: the best constant depends on the unknown truth (mean excess over mean square), so the
 money is split over ``BETS`` once, and the total counts: an average of such processes is one. Without
-replacement the excess is divided among fewer and fewer items, so bets grow by ``N / (N - t + 1)``.
+replacement the excess is divided among fewer and fewer items, so bets grow by ``N / (N - t + 1)``. Means of
+clusters of n items vary less than items do: bets on them are sqrt(n) times as large.
 
 Every factor falls as the margin's mean is raised, so rejected means form an interval: ``low`` and ``high``
 are a confidence sequence, and a check passes exactly when ``low`` exceeds ``-margin``.
@@ -58,7 +59,7 @@ from distill_eval.schema.sequential import (
 
 BETS = np.array([0.03, 0.1, 0.25, 0.7])
 """Stakes per unit of difference. At 20% discordant items, 0.25 is best 5 points from the margin, 0.7 at 15."""
-BET_WEIGHTS = np.array([0.05, 0.1, 0.5, 0.35])
+BET_WEIGHTS = np.array([0.05, 0.1, 0.55, 0.3])
 FIRST_LOOK, LOOK_GROWTH = 32, 1.35
 """Items at the first look at models that must be loaded for each, and how much more at every further one: 13
 looks at 1,000 items if they must all be seen, and about a sixth more items than looking at each would need."""
@@ -73,6 +74,7 @@ class Units:
     All [..., n], in the order drawn: ``values`` in [-1, 1] times their weight, ``weights``, and ``scored``: the
     weight where there is a value, else 0 (as is the value). ``largest`` weight that a unit can have;
     ``num_units``: how many there are to draw from, and ``total``, their weight (None: a population).
+    ``boost`` multiplies the bets.
     """
 
     values: np.ndarray
@@ -81,6 +83,7 @@ class Units:
     largest: float
     num_units: int | None = None
     total: float | None = None
+    boost: float = 1.0
 
 
 def verdict_path(
@@ -178,7 +181,7 @@ def log_wealth(units: Units, null: float) -> np.ndarray:
     most = _MOST_AT_STAKE / np.maximum(room + expected, 1e-12)
     total = np.full_like(excess, -np.inf)
     for bet, weight in zip(BETS, BET_WEIGHTS, strict=True):
-        gains = np.log1p(np.minimum(bet * growth, most) * surprise)
+        gains = np.log1p(np.minimum(bet * units.boost * growth, most) * surprise)
         total = np.logaddexp(total, np.cumsum(gains, axis=-1) + np.log(weight))
     return total
 
@@ -255,6 +258,7 @@ def _population_units(
         raise OptionError("the items of a cluster must follow each other: order by cluster, then by item")
     ends = np.r_[starts[1:], num_items]
     num_whole = int((ends <= len(differences)).sum())
+    boost = math.sqrt(num_items / len(starts))
     starts, ends = starts[:num_whole], ends[:num_whole]
     if not num_whole:
         return Units(np.zeros(0), np.zeros(0), np.zeros(0), 1.0), ends
@@ -262,7 +266,7 @@ def _population_units(
     counts = np.add.reduceat((~np.isnan(differences)).astype(float), starts)
     sums = np.add.reduceat(np.nan_to_num(differences), starts)
     scored = (counts > 0).astype(float)
-    return Units(sums / np.maximum(counts, 1), scored, np.ones(num_whole), 1.0), ends
+    return Units(sums / np.maximum(counts, 1), scored, np.ones(num_whole), 1.0, boost=boost), ends
 
 
 def _check(

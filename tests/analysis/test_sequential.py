@@ -1,5 +1,7 @@
 """Sequential verdicts on cases worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from distill_eval.analysis.sequential import (
     BETS,
     Units,
     combined_verdict,
+    confidence_bounds,
     log_wealth,
     task_weights,
     verdict_path,
@@ -151,9 +154,10 @@ def test_a_bound_only_changes_the_unit():
 def test_clusters_are_their_means():
     values, clusters = shuffled(40, 20, 140), np.repeat(np.arange(50), 4)
     found = verdict_path(values[:162], 0.0, num_items=200, target=POPULATION, clusters=clusters)
-    means = verdict_path(values[:160].reshape(40, 4).mean(axis=1), 0.0, num_items=50, target=POPULATION)
+    means = units(values[:160].reshape(40, 4).mean(axis=1))
+    low, high = confidence_bounds(replace(means, boost=2.0), 0.05, 0.05)
     assert (found.num_used, found.num_seen) == (160, 162)
-    assert (found.low, found.high) == (means.low, means.high)
+    assert (found.low, found.high) == (low, high)
     names = np.array([f"c{code}" for code in clusters])
     assert verdict_path(values[:162], 0.0, num_items=200, target=POPULATION, clusters=names) == found
 
