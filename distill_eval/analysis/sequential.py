@@ -134,6 +134,18 @@ def verdict_path(
     )  # fmt: skip
 
 
+def confidence_sequence(
+    differences: np.ndarray, clusters: np.ndarray, alpha: float, alpha_high: float, *, bound: float = 1.0
+) -> tuple[float, float]:
+    """Return bounds of a population's mean from all items seen, each valid at every time at its own level.
+
+    ``differences`` [n] and ``clusters`` [num_items] as for ``verdict_path``. Nothing seen: (-bound, bound).
+    """
+    units, _ = _population_units(np.asarray(differences, dtype=float) / bound, len(clusters), clusters)
+    low, high = confidence_bounds(units, alpha, alpha_high)
+    return low * bound, high * bound
+
+
 def task_weights(tasks: np.ndarray, num_items: dict[str, int]) -> np.ndarray:
     """Return the weight of each item, so that the mean over all tasks' items is the mean of the tasks' means.
 
