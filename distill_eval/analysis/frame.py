@@ -87,6 +87,21 @@ def named_score(scores: object, name: str) -> float:
     return np.nan if value is None else float(value)
 
 
+def _categories(column: Any) -> pd.Categorical:
+    codes, found = pd.factorize(column.astype("string").fillna(""))
+    found = np.asarray(found, dtype=object)
+    order = np.argsort(found)
+    rank = np.empty(len(found), dtype=np.int64)
+    rank[order] = np.arange(len(found))
+    return pd.Categorical.from_codes(rank[codes], categories=pd.Index(found[order], dtype=object))
+
+
+def _identity(data: pd.DataFrame) -> list[np.ndarray]:
+    """Return what identifies a record as numbers that sort as the text does; a record without a seed comes last."""
+    codes = [np.asarray(data[name].cat.codes) for name in _IDENTITY[:-1]]
+    return [*codes, np.asarray(data[_IDENTITY[-1]])]
+
+
 def numbers(column: Any) -> np.ndarray:
     """Return a column as floats, NaN where it is missing."""
     return pd.Series(pd.to_numeric(column)).astype("Float64").to_numpy("float64", na_value=np.nan)
