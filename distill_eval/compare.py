@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_eval import provenance
-from distill_eval.analysis import compare_records, records_frame
+from distill_eval.analysis import compare_records, explain_records, records_frame
 from distill_eval.analysis.comparability import differences, run_facts
-from distill_eval.analysis.explanation import explain_records
 from distill_eval.checkpoints import resolve_checkpoint
 from distill_eval.content import default_cache_dir
 from distill_eval.data import go_offline, read_manifest, resolve_data_dir
