@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from distill_eval.content import content_path
-from distill_eval.errors import OptionError, TaskError, did_you_mean
+from distill_eval.errors import OptionError, TaskError, UserError, did_you_mean
 from distill_eval.schema.records import GENERATE_UNTIL, GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.tasks import GenerativeSpec, ItemKey, LoglikelihoodSpec, Suite, TaskSpec
 
@@ -78,7 +78,7 @@ def select_tasks(
 
 def read_task(path: Path) -> TaskSpec:
     """Read and validate one task file; TaskError names the file, the key and what would be right."""
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     where = _Where("task", raw, path)
     where.known_keys(raw, _TASK_KEYS)
     own_items = where.get(raw, "items", _text, None)
@@ -113,7 +113,7 @@ def read_task(path: Path) -> TaskSpec:
 
 def read_suite(path: Path, tasks: Mapping[str, TaskSpec]) -> Suite:
     """Read and validate one suite file; every task it names must be known."""
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     where = _Where("suite", raw, path)
     where.known_keys(raw, ("name", "title", "tasks", "greedy", "max_new_tokens", "seeds"))
     names = where.get(raw, "tasks", _texts)
@@ -355,18 +355,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, error_class: type[UserError] = TaskError) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping; keys given twice and anything else wrong raise ``error_class``."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read {shown_path(path)}: {error}") from None
+        raise error_class(f"cannot read {shown_path(path)}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise TaskError(f"{shown_path(path)}{line}: malformed YAML: {problem}") from None
+        raise error_class(f"{shown_path(path)}{line}: malformed YAML: {problem}") from None
     if not isinstance(raw, dict):
-        raise TaskError(f"{shown_path(path)}: must be a mapping of keys to values, got {type(raw).__name__}")
+        raise error_class(
+            f"{shown_path(path)}: must be a mapping of keys to values, got {type(raw).__name__}"
+        )
     return raw
 
 
