@@ -13,7 +13,7 @@ _REFUSAL = re.compile(
     r"\b(?:i['’]?m|i am|we are)?\s*(?:very |so |really )?sorry,?\s*(?:but\s+)?(?:for [^.,\n]{0,40}, but\s+)?"
     rf"(?:as an? (?:ai|language model)[^.,\n]{{0,60}},?\s*)?(?:i|we)(?:['’]m)?\s*(?:{_CANNOT}|not able|unable)"
     rf"|\bi(?:['’]m)?\s*(?:really |simply |just )?(?:{_CANNOT}|not able to|unable to)\s+(?:\w+\s+){{0,2}}?"
-    r"(?:assist|help|provide|answer|fulfil|comply|complete|do (?:that|this)|create|write|generate|produce|engage"
+    r"(?:assist|help|provide|answer|repeat|fulfill?|comply|complete|do (?:that|this)|create|write|generate|produce|engage"
     r"|discuss|access|browse|open|view|see (?:the|any|your)|determine|respond)\b"
     r"|\bas an? (?:ai\b|artificial intelligence|(?:large )?language model|text-based)[^.\n]{0,80}?"
     rf"(?:{_CANNOT}|not able|unable)"
