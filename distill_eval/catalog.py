@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from distill_eval.content import content_path
-from distill_eval.errors import OptionError, TaskError, did_you_mean
+from distill_eval.errors import OptionError, TaskError, UserError, did_you_mean
 from distill_eval.schema.records import GENERATE_UNTIL, GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.tasks import GenerativeSpec, ItemKey, LoglikelihoodSpec, Suite, TaskSpec
 
@@ -355,19 +355,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping; TaskError names file and line, also of a key that is given twice."""
+def read_yaml(path: Path, error_class: type[UserError] = TaskError) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping; keys given twice and anything else wrong raise ``error_class``."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read {shown_path(path)}: {error}") from None
+        raise error_class(f"cannot read {shown_path(path)}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise TaskError(f"{shown_path(path)}{line}: malformed YAML: {problem}") from None
+        raise error_class(f"{shown_path(path)}{line}: malformed YAML: {problem}") from None
     if not isinstance(raw, dict):
-        raise TaskError(f"{shown_path(path)}: must be a mapping of keys to values, got {type(raw).__name__}")
+        raise error_class(
+            f"{shown_path(path)}: must be a mapping of keys to values, got {type(raw).__name__}"
+        )
     return raw
 
 

@@ -8,6 +8,7 @@
     |- TaskError                    a task or suite file
     |- PolicyError                  a gate's policy file
     |- DataError                    a dataset, split, row or mirror
+    |- PublishedError               a file of published numbers or of claims
     |- StoreError                   the response cache or a run folder
     |- OutputError                  a place that cannot be written to
     |- BackendError                 a model that cannot be run (NaN weights, out of memory, ...)
@@ -48,6 +49,10 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A dataset that is missing, empty or lacks what a task needs."""
+
+
+class PublishedError(UserError):
+    """A file of published numbers or claims that is missing or malformed."""
 
 
 class StoreError(UserError):

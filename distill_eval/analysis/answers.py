@@ -103,7 +103,9 @@ _FIGURE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _FIGURES = re.compile(rf"(?:(?<![\w)\]}}.%])[-−]\s?)?[$£€¥]?(?<![\d.,])(?:{_FIGURE})(?:\s?/\s?\d+(?![\d/]))?")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
-_ONE_NUMBER = re.compile(rf"[-−+]?\s?[$£€¥]?\s?[-−]?(?:{_FIGURE})(?:\s?/\s?\d+)?\s?%?(?:\s?[^\W\d]+\.?){{0,4}}\.?")
+_ONE_NUMBER = re.compile(
+    rf"[-−+]?\s?[$£€¥]?\s?[-−]?(?:{_FIGURE})(?:\s?/\s?\d+)?\s?%?(?:\s?[^\W\d]+\.?){{0,4}}\.?"
+)
 _MARKED = re.compile(
     r"(?:\banswer\b[^.\n:=]{0,80}?(?:\bis\b|\bare\b|\bwould be\b|[:=])|####|答案[^。\n:]{0,20}?(?:是|为|:))\s*",
     re.IGNORECASE,
@@ -131,17 +133,20 @@ def _lenient_number(text: str) -> Reading:
         line = text[: box.start()].rpartition("\n")[2]
         agree = len({value for _, value in boxes}) == 1
         return Reading(value) if agree or _CONCLUDING.search(line) else NOTHING
-    text = _typeset(fold(text))
+    text = fold(text)
     for marker in reversed(list(_MARKED.finditer(text))):
-        rest = text[marker.end() :].split("\n", 1)[0]
+        rest = _typeset(text[marker.end() :].split("\n", 1)[0])
         if "=" in rest:  # "the answer is 9 * 2 = 18 dollars"
             rest = rest[rest.rfind("=") + 1 :]
         if (found := _FIGURES.search(rest)) and (value := _number(found.group())):
             return Reading(value)
-    value = _last_number(text)
-    return Reading(value, stated=_ONE_NUMBER.fullmatch(text.strip()) is not None) if value else NOTHING
+    value = _last_number(_typeset(text[-_TAIL:])) or _last_number(_typeset(text))
+    return (
+        Reading(value, stated=_ONE_NUMBER.fullmatch(_typeset(text[:_TAIL])) is not None) if value else NOTHING
+    )
 
 
+_TAIL = 200  # characters at the end, where a last number mostly is
 _ANSWER_LINE = re.compile(r"^ANSWER:.*$", re.MULTILINE)
 _CONCLUDING = re.compile(r"\b(?:answer|therefore|thus|hence|so|finally)\b|答案|所以|因此", re.IGNORECASE)
 
@@ -157,7 +162,9 @@ def _typeset(text: str) -> str:
     if "\\" in text or "{" in text:
         text = _FRACTION.sub(r"\1/\2", text)
         text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r" \1 ", text)
-        text = text.replace("{,}", ",").replace("\\,", ",") if re.search(r"\d(?:\{,\}|\\,)\d{3}", text) else text
+        text = (
+            text.replace("{,}", ",").replace("\\,", ",") if re.search(r"\d(?:\{,\}|\\,)\d{3}", text) else text
+        )
         text = re.sub(r"\\[!,;: ]|\\(?=[$%])|[{}]", "", text)
     return text.replace("**", "")
 
@@ -249,4 +256,6 @@ def _compiles(code: str) -> bool:
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in ast.walk(tree))
+    return any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for node in ast.walk(tree)
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from distill_eval.analysis.averages import PROTOCOL_NAMES
+from distill_eval.analysis.eligibility import PROTOCOL_NAMES
 from distill_eval.schema.gate import REFUSAL, WARNING, Difference
 from distill_eval.schema.records import ARMS, PROTOCOLS
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from distill_eval.analysis.averages import PROTOCOL_NAMES
+from distill_eval.analysis.eligibility import PROTOCOL_NAMES
 from distill_eval.analysis.chance import beats_chance
 from distill_eval.analysis.estimates import simple_binary
 from distill_eval.analysis.failure_classes import classify

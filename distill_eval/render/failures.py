@@ -63,7 +63,9 @@ def _class_table(failures: Sequence[TaskFailures]) -> Table:
         rules.append(len(rows))
         for place, part in enumerate(task.checkpoints):
             shares = [number(part.shares[name].value) if name in part.shares else "-" for name in seen]
-            rows.append((_title(task) if place == 0 else "", one_line(part.checkpoint), *shares, _items(part)))
+            rows.append(
+                (_title(task) if place == 0 else "", one_line(part.checkpoint), *shares, _items(part))
+            )
             notes += _record_notes(task, part)
     columns = (
         Column("task", "left"),
@@ -73,8 +75,9 @@ def _class_table(failures: Sequence[TaskFailures]) -> Table:
     )
     title = "How generations end, % of items (an item's seeds averaged)"
     note = (
-        "Right: by a strict reading of the form the prompt asks for. Wrong form: right, but only a lenient reading finds "
-        "it. What a response states counts first, also before a loop or the limit; 95% intervals are in results.json."
+        "Right: by a strict reading of the form the prompt asks for. Wrong form: right, but only a lenient reading "
+        "finds it. What a response states counts first, also before a loop or the limit; results.json has the 95% "
+        "intervals."
     )
     return Table("failures", title, columns, tuple(rows), tuple(rules), notes=(note, *notes))
 
@@ -128,7 +131,9 @@ def _term_table(failures: Sequence[TaskFailures], candidate: str, reference: str
         Column("difference"),
         Column("% of it"),
     )
-    title = f"What the gap of {one_line(candidate)} against {one_line(reference)} is made of, percentage points"
+    title = (
+        f"What the gap of {one_line(candidate)} against {one_line(reference)} is made of, percentage points"
+    )
     note = (
         "Gap: right by log-likelihood less right by generation. A class's part: items ranked right whose generation is "
         "in the class. Parts add up to the gap; shares stand where its interval excludes 0."
@@ -157,7 +162,9 @@ def _record_notes(task: TaskFailures, part: CheckpointFailures) -> list[str]:
     notes = []
     where = f"{_title(task)}, {one_line(part.checkpoint)}"
     if part.num_unscored:
-        notes.append(f"{where}: {part.num_unscored} of {part.num_records} responses are unscored and in no class.")
+        notes.append(
+            f"{where}: {part.num_unscored} of {part.num_records} responses are unscored and in no class."
+        )
     if part.num_unknown_ends:
         notes.append(
             f"{where}: {part.num_unknown_ends} of {part.num_records} records do not say whether they reached "

@@ -124,7 +124,10 @@ def test_code(output, score, end, expected):
 def test_open_answers_go_by_what_the_engine_extracted():
     capital = {"prompt": "Question: What is the capital of France?\nAnswer:"}
     assert failure("demo_capitals", "It is Paris.", "Paris", 1.0, **capital, extracted="Paris") == "right"
-    assert failure("demo_capitals", "It is Rome, is", "Paris", 0.0, "length", **capital, extracted="Rome") == "wrong"
+    assert (
+        failure("demo_capitals", "It is Rome, is", "Paris", 0.0, "length", **capital, extracted="Rome")
+        == "wrong"
+    )
     assert failure("demo_capitals", "It is a city of", "Paris", 0.0, "length", **capital) == "truncated"
     assert failure("demo_capitals", "It is a city.", "Paris", 0.0, **capital) == "unparsed"
 

@@ -30,7 +30,9 @@ FREE = (
 )  # fmt: skip
 
 
-def record(checkpoint, protocol, item, score, output="", end="stop", target="A", seed=42, task="arc_challenge"):
+def record(
+    checkpoint, protocol, item, score, output="", end="stop", target="A", seed=42, task="arc_challenge"
+):
     generative = protocol == "generative"
     return Record(
         checkpoint, checkpoint, task, protocol, f"{task}/{item:05d}", "", "", seed if generative else None,
@@ -67,9 +69,7 @@ def simulated(rng, num_items, student, seeds=(42,)):
             knows = rng.random() < (0.8 if ranked else 0.3)
             for seed in seeds:
                 able = knows and rng.random() >= flaws.get("loss", 0.0)
-                output, end = response(
-                    rng, gold, float(able), flaws.get("cut", 0.0), flaws.get("free", 0.0)
-                )
+                output, end = response(rng, gold, float(able), flaws.get("cut", 0.0), flaws.get("free", 0.0))
                 score = engine_score(output, gold)
                 records.append(record(name, "generative", item, score, output, end, gold, seed))
     return records_frame(records)
@@ -132,9 +132,10 @@ def test_the_identity_is_exact_with_seeds_and_unscored_items():
     for part in result.checkpoints:
         assert sum(share.value for share in part.shares.values()) == pytest.approx(1, abs=1e-12)
         assert set(part.shares) == set(CLASSES)
-    assert sum(part.num_unscored for part in result.checkpoints) == frame.loc[
-        frame["protocol"] == "generative", "score"
-    ].isna().sum()
+    assert (
+        sum(part.num_unscored for part in result.checkpoints)
+        == frame.loc[frame["protocol"] == "generative", "score"].isna().sum()
+    )
     total = sum(share.value for share in result.differences[0].shares.values())
     assert total == pytest.approx(0, abs=1e-12)
 
@@ -175,7 +176,9 @@ def test_what_is_left_out():
 def test_input_order_and_index_do_not_matter():
     frame = simulated(np.random.default_rng(3), 30, {"cut": 0.3})
     shuffled = frame.sample(frac=1, random_state=0)
-    assert analysed(frame) == analysed(shuffled) == analysed(pd.concat([shuffled.iloc[:50], shuffled.iloc[50:]]))
+    assert (
+        analysed(frame) == analysed(shuffled) == analysed(pd.concat([shuffled.iloc[:50], shuffled.iloc[50:]]))
+    )
 
 
 # Planted truths: student minus teacher, in expectation, from how ``simulated`` draws.
@@ -215,7 +218,9 @@ def test_planted_flaws_are_recovered(flaws):
     for _ in range(200):
         found = analysed(simulated(rng, 200, flaws)).differences[0]
         pairs = {f"share {name}": (found.shares[name], truth) for name, truth in shares.items()}
-        pairs |= {f"term {name}": (found.identity.terms[name].estimate, truth) for name, truth in terms.items()}
+        pairs |= {
+            f"term {name}": (found.identity.terms[name].estimate, truth) for name, truth in terms.items()
+        }
         pairs["gap"] = (found.identity.gap, gap)
         for name, (estimate, truth) in pairs.items():
             held.setdefault(name, []).append(estimate.low <= truth <= estimate.high)
@@ -236,9 +241,7 @@ def letter_binding(rng, num_items):
             records.append(record(name, "loglikelihood", item, float(ranked), target=gold))
             records.append(dataclasses.replace(record(name, "letters", item, float(able)), seed=None))
             output, end = response(rng, gold, float(able))
-            records.append(
-                record(name, "generative", item, engine_score(output, gold), output, end, gold)
-            )
+            records.append(record(name, "generative", item, engine_score(output, gold), output, end, gold))
     return records_frame(records)
 
 
@@ -251,7 +254,10 @@ def test_planted_letter_binding_is_wrong_answers_and_nothing_else():
         result = analysed(letter_binding(rng, 200))
         found = result.differences[0].identity
         held.append(
-            [found.terms[name].estimate.low <= truth <= found.terms[name].estimate.high for name, truth in terms.items()]
+            [
+                found.terms[name].estimate.low <= truth <= found.terms[name].estimate.high
+                for name, truth in terms.items()
+            ]
             + [found.gap.low <= sum(terms.values()) <= found.gap.high]
         )
         others = [name for name in FAILURES if name != "wrong"]
