@@ -51,7 +51,7 @@ def run_facts(
     name: str, provenance: Mapping[str, Any], label: str, frame: pd.DataFrame | None = None
 ) -> RunFacts:
     """Return the facts of checkpoint ``label``; ``frame``: the run's records (``records_frame``)."""
-    checkpoints = {entry["label"]: entry for entry in provenance.get("checkpoints", ())}
+    checkpoints = {entry.get("label"): entry for entry in provenance.get("checkpoints", ())}
     own = checkpoints.get(label, {})
     reference = next(iter(checkpoints.values()), {})
     numerics = [r.get("numerics", {}) for r in provenance.get("runs", ()) if r.get("checkpoint") == label]
@@ -183,8 +183,8 @@ def _records(left: RunFacts, right: RunFacts, names: Sequence[str]) -> list[Diff
                 continue
             found += _items(left, right, parts[0], parts[1], where)
     if any(d.subject == "prompts" for d in found) and left.template != right.template:
-        text = f"the chat template is {_pair(left, right, left.template, right.template)}"
-        found.append(_refused("prompts", text))
+        part = _parting(left.template or "", right.template or "")
+        found.append(_refused("prompts", f"chat templates differ {part}"))
     return found
 
 

@@ -232,7 +232,7 @@ def items_needed(
     if distance <= 0 or not np.isfinite(arm):
         return None
     if all(sample.num_below + sample.num_above == 0 for sample in question.samples):
-        needed = count * arm / distance
+        needed = count * arm / distance / (1 - min(arm, 0.5))
     else:
         quantile = ndtri(1 - SHARE_OF_ALPHA * (pass_level if passing else fail_level))
         needed = count * (arm / distance * (1 + ndtri(POWER) / quantile)) ** 2

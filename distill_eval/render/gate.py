@@ -33,15 +33,14 @@ def print_gate(result: GateResult, console: "Console") -> None:
 
     for difference in result.differences:
         word = "error" if difference.severity == REFUSAL else "warning"
-        console.print(
-            Text(f"{word}: {one_line(difference.text)}", style="red" if word == "error" else "yellow")
-        )
+        style = "red" if word == "error" else "yellow"
+        console.print(Text(f"{word}: {one_line(difference.text)}", style=style), soft_wrap=True)
     if result.checks:
         print_table(gate_table(result), console)
     for note in result.notes:
-        console.print(Text(f"note: {one_line(note)}", style="dim"))
+        console.print(Text(f"note: {one_line(note)}", style="dim"), soft_wrap=True)
     console.print()
-    console.print(Text(sentence(result), style=_STYLES[result.outcome]))
+    console.print(Text(sentence(result), style=_STYLES[result.outcome]), soft_wrap=True)
 
 
 def gate_table(result: GateResult) -> Table:
