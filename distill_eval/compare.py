@@ -8,19 +8,25 @@ from typing import Any
 
 from distill_eval import provenance
 from distill_eval.analysis import compare_records, records_frame
+from distill_eval.analysis.explanation import explain_records
 from distill_eval.checkpoints import resolve_checkpoint
 from distill_eval.content import default_cache_dir
-from distill_eval.data import go_offline, resolve_data_dir
+from distill_eval.data import go_offline, read_manifest, resolve_data_dir
 from distill_eval.errors import OptionError
 from distill_eval.render import html, latex
+from distill_eval.render.explanation import explanation_sections
 from distill_eval.render.probes import probe_notes, probe_warnings
+from distill_eval.render.tables import render_latex
 from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for, plan_tasks, run_checkpoint
-from distill_eval.runs import check_writable, write_run
+from distill_eval.runs import check_writable, to_json, write_run
 from distill_eval.schema.checkpoints import Checkpoint
+from distill_eval.schema.explanation import Explanation
+from distill_eval.schema.records import Record
 from distill_eval.schema.results import Results
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
 from distill_eval.store import ResponseStore
+from distill_eval.stored import load_stored, merge_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +35,7 @@ class Comparison:
 
     folder: Path
     results: Results
+    explanation: Explanation
     provenance: dict[str, Any]
 
 
@@ -119,7 +126,7 @@ def difference_notes(checkpoints: Sequence[Checkpoint], template: str) -> list[s
 
 
 def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
-    """Say which tasks have items under one protocol that the other lacks (those are not evaluated)."""
+    """Say which tasks have items under one protocol that the other lacks, or that an arm lacks."""
     notes = []
     for plan in planned:
         left = {protocol: count - plan.num_joined for protocol, count in plan.num_available.items()}
@@ -128,6 +135,12 @@ def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
             notes.append(
                 f"{plan.task.title}: items without a twin under the other protocol were left out: {', '.join(missing)}"
             )
+        if plan.generate_until is not None:
+            lost = len(plan.selected - {item.key for item in plan.generate_until.items})
+            if lost:
+                notes.append(
+                    f"{plan.task.title}: {lost} of {len(plan.selected)} items are not in lm-eval's generative task"
+                )
     return notes
 
 
@@ -140,21 +153,68 @@ def _conclude(
     notes: Sequence[str],
     out: Path,
 ) -> Comparison:
-    tasks = [plan.task for plan in planned]
-    records = [record for run in runs for record in run.records]
+    return write_comparison(
+        [record for run in runs for record in run.records],
+        [plan.task for plan in planned],
+        [checkpoint.label for checkpoint in checkpoints],
+        facts=describe(checkpoints, planned, runs, options, template),
+        notes=notes,
+        warnings=probe_warnings([(run.checkpoint.label, run.probes) for run in runs]),
+        out=out,
+    )
+
+
+def write_comparison(
+    records: Sequence[Record],
+    tasks: Sequence[TaskSpec],
+    checkpoints: Sequence[str],
+    *,
+    facts: dict[str, Any],
+    notes: Sequence[str],
+    warnings: Sequence[str],
+    out: Path,
+) -> Comparison:
+    """Compare ``records`` of ``checkpoints`` (the first is the reference) and write the run folder ``out``.
+
+    ``facts``: the run's provenance, ready for JSON; ``notes`` and ``warnings`` precede those of the analysis.
+    """
     frame = records_frame(records)
-    results = compare_records(frame, tasks, [checkpoint.label for checkpoint in checkpoints])
-    warnings = probe_warnings([(run.checkpoint.label, run.probes) for run in runs])
+    results = compare_records(frame, tasks, checkpoints)
     results = replace(results, notes=(*notes, *results.notes), warnings=(*warnings, *results.warnings))
-    facts = describe(checkpoints, planned, runs, options, template)
+    explanation = explain_records(frame, tasks, checkpoints)
+    sections = explanation_sections(explanation)
     table = latex.render_table1(results)
+    further = [render_latex(part) for _, tables in sections for part in tables]
     files = {
-        "report.html": html.render_report(results, facts, frame).encode(),
+        "explanation.json": to_json(asdict(explanation)),
+        "report.html": html.render_report(results, facts, frame, sections).encode(),
         "table1.tex": latex.render_document(table).encode(),
         "table1_body.tex": table.encode(),
+        "tables.tex": latex.render_document("\n\\clearpage\n".join(further)).encode(),
     }
     write_run(out, records=records, results=results, provenance=facts, files=files)
-    return Comparison(out, results, facts)
+    return Comparison(out, results, explanation, facts)
+
+
+def compare_stored(names: Sequence[str], out: Path) -> Comparison:
+    """Analyse finished runs together, ``[label=]FOLDER`` each, and write a run folder at ``out``; loads no model.
+
+    The first run's first checkpoint is the reference. Raises a UserError for folders that are no runs and for runs
+    that cannot be put together.
+    """
+    check_writable(out)
+    runs = [load_stored(name) for name in names]
+    merged, notes = merge_runs(runs)
+    facts = {
+        **{name: value for name, value in merged.provenance.items() if name in ("options", "tasks")},
+        **provenance.stamp(),
+        "checkpoints": [entry for run in runs for entry in run.provenance.get("checkpoints", ())],
+        "runs": [entry for run in runs for entry in run.provenance.get("runs", ())],
+        "from": [str(run.folder) for run in runs],
+    }
+    return write_comparison(
+        merged.records, merged.tasks, merged.checkpoints, facts=facts, notes=notes, warnings=(), out=out
+    )
 
 
 def describe(
@@ -178,6 +238,7 @@ def describe(
             }
             for plan in planned
         ],
+        "data_revisions": data_revisions([plan.task for plan in planned], options.data_dir),
         "runs": [
             {
                 "checkpoint": run.checkpoint.label,
@@ -193,11 +254,19 @@ def describe(
     return json.loads(json.dumps(facts, default=str))
 
 
+def data_revisions(tasks: Sequence[TaskSpec], data_dir: Path | None) -> dict[str, str]:
+    """Return the commit of every data set that comes from a mirror whose manifest knows it."""
+    known = read_manifest(data_dir).get("datasets", {}) if data_dir is not None else {}
+    specs = [spec for task in tasks for spec in (task.loglikelihood, task.generative) if spec is not None]
+    return {spec.dataset: known[spec.dataset]["commit"] for spec in specs if spec.dataset in known}
+
+
 def engine_seconds(planned: Sequence[PlannedTask]) -> dict[str, dict[str, float]]:
     """Seconds the engines themselves took (start-up, building, scorers), per protocol, over all tasks."""
     totals: dict[str, dict[str, float]] = {}
     for plan in planned:
-        for protocol, loaded in (("loglikelihood", plan.loglikelihood), ("generative", plan.generative)):
+        for protocol in ("loglikelihood", "generative", "generate_until"):
+            loaded = getattr(plan, protocol)
             for name, value in (loaded.timings if loaded is not None else {}).items():
                 per_protocol = totals.setdefault(protocol, {})
                 per_protocol[name] = round(per_protocol.get(name, 0.0) + value, 3)
