@@ -6,6 +6,7 @@
     |- OptionError                  a flag or combination of flags
     |- CheckpointError              a model name, folder, weight or tokenizer file
     |- TaskError                    a task or suite file
+    |- PolicyError                  a gate's policy file
     |- DataError                    a dataset, split, row or mirror
     |- PublishedError               a file of published numbers or of claims
     |- StoreError                   the response cache or a run folder
@@ -36,6 +37,10 @@ class CheckpointError(UserError):
 
 class TaskError(UserError):
     """A task or suite file that is missing or malformed."""
+
+
+class PolicyError(UserError):
+    """A gate's policy file that is missing or malformed, or names what the runs do not have."""
 
 
 class ConfigError(UserError):

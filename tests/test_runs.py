@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pandas
 import pytest
+from pandas.testing import assert_frame_equal
 
-from distill_eval.errors import OutputError, StoreError
-from distill_eval.runs import check_writable, load_run, read_manifest, write_run
+from distill_eval.analysis import records_frame
+from distill_eval.errors import OptionError, OutputError, StoreError
+from distill_eval.runs import check_writable, load_frame, load_run, read_manifest, write_run
 from distill_eval.schema.records import Record
 from distill_eval.schema.results import Results
 
@@ -76,6 +78,28 @@ def test_round_trip(tmp_path: Path):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
         [*read_manifest(tmp_path / "run"), "manifest.json"]
     )
+
+
+def test_a_frame_read_from_a_run_is_the_frame_of_its_records(tmp_path: Path):
+    write(tmp_path)
+    whole = records_frame(RECORDS)
+    assert_frame_equal(load_frame(tmp_path), whole.drop(columns=["prompt", "output"]))
+    assert_frame_equal(load_frame(tmp_path, list(whole.columns)), whole)
+    assert_frame_equal(load_frame(tmp_path, ["output", "seed"]), whole[["output", "seed"]])
+    for records in (RECORDS[:1], RECORDS[1:], []):  # a column without values keeps its dtype
+        write(tmp_path, records=records)
+        assert_frame_equal(load_frame(tmp_path), records_frame(records).drop(columns=["prompt", "output"]))
+
+
+def test_a_frame_is_not_read_from_what_is_no_run_or_has_changed(tmp_path: Path):
+    with pytest.raises(StoreError, match="not a run"):
+        load_frame(tmp_path)
+    write(tmp_path)
+    with pytest.raises(OptionError, match="no column 'promt'; did you mean 'prompt'"):
+        load_frame(tmp_path, ["promt"])
+    (tmp_path / "records.parquet").write_bytes(b"other")
+    with pytest.raises(StoreError, match=r"records\.parquet is not the file this run wrote"):
+        load_frame(tmp_path)
 
 
 def test_no_records_at_all(tmp_path: Path):

@@ -133,17 +133,20 @@ def _lenient_number(text: str) -> Reading:
         line = text[: box.start()].rpartition("\n")[2]
         agree = len({value for _, value in boxes}) == 1
         return Reading(value) if agree or _CONCLUDING.search(line) else NOTHING
-    text = _typeset(fold(text))
+    text = fold(text)
     for marker in reversed(list(_MARKED.finditer(text))):
-        rest = text[marker.end() :].split("\n", 1)[0]
+        rest = _typeset(text[marker.end() :].split("\n", 1)[0])
         if "=" in rest:  # "the answer is 9 * 2 = 18 dollars"
             rest = rest[rest.rfind("=") + 1 :]
         if (found := _FIGURES.search(rest)) and (value := _number(found.group())):
             return Reading(value)
-    value = _last_number(text)
-    return Reading(value, stated=_ONE_NUMBER.fullmatch(text.strip()) is not None) if value else NOTHING
+    value = _last_number(_typeset(text[-_TAIL:])) or _last_number(_typeset(text))
+    return (
+        Reading(value, stated=_ONE_NUMBER.fullmatch(_typeset(text[:_TAIL])) is not None) if value else NOTHING
+    )
 
 
+_TAIL = 200  # characters at the end, where a last number mostly is
 _ANSWER_LINE = re.compile(r"^ANSWER:.*$", re.MULTILINE)
 _CONCLUDING = re.compile(r"\b(?:answer|therefore|thus|hence|so|finally)\b|答案|所以|因此", re.IGNORECASE)
 

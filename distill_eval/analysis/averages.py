@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distill_eval.analysis.eligibility import reason_against
 from distill_eval.analysis.estimates import Measured, average_estimate
-from distill_eval.analysis.pairing import task_protocols
-from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, PROTOCOLS
+from distill_eval.analysis.pairing import Paired, task_protocols
+from distill_eval.schema.records import GENERATIVE, PROTOCOLS
 from distill_eval.schema.results import Average, Cell, Delta, Gap, TaskResult
-from distill_eval.schema.tasks import TaskSpec
 
 BOTH_PROTOCOLS = "both protocols"
 GENERATION_ALL = "generation (all)"
-PROTOCOL_NAMES = {LOGLIKELIHOOD: "log-likelihood", GENERATIVE: "generation"}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A task's result and the measurements behind it, by the keys of ``comparison._measure_all``."""
 
-    task: TaskSpec
+    paired: Paired
     result: TaskResult
     measured: dict[tuple[str, ...], Measured | None]
 
@@ -31,7 +30,7 @@ def averages(rows: Sequence[Row], checkpoints: tuple[str, ...]) -> tuple[Average
     both = _average(BOTH_PROTOCOLS, PROTOCOLS, rows, checkpoints)
     generation = _average(GENERATION_ALL, (GENERATIVE,), rows, checkpoints)
     found = []
-    if any(len(task_protocols(row.task)) == len(PROTOCOLS) for row in rows):
+    if any(len(task_protocols(row.paired.task)) == len(PROTOCOLS) for row in rows):
         found.append(both)
     if generation.tasks and generation.tasks != both.tasks:
         found.append(generation)
@@ -43,9 +42,9 @@ def _average(
 ) -> Average:
     excluded, kept = {}, []
     for row in rows:
-        reason = _reason_against(row, protocols, checkpoints)
+        reason = reason_against(row.paired, protocols, checkpoints)
         if reason:
-            excluded[row.task.name] = reason
+            excluded[row.paired.task.name] = reason
         else:
             kept.append(row)
     cells, deltas, gaps = [], [], []
@@ -64,7 +63,7 @@ def _average(
                 deltas.append(Delta(candidate, protocol, estimate))
             if len(protocols) == 2:
                 gaps.append(Gap(candidate, average_estimate(_parts(kept, (candidate, "gap")))))
-    tasks = tuple(row.task.name for row in kept)
+    tasks = tuple(row.paired.task.name for row in kept)
     return Average(name, tasks, excluded, tuple(cells), tuple(deltas), tuple(gaps))
 
 
@@ -88,30 +87,3 @@ def _metrics(rows: Sequence[Row], protocol: str) -> str:
         if cell.protocol == protocol and cell.headline
     }
     return metrics.pop() if len(metrics) == 1 else "mean"
-
-
-def _reason_against(row: Row, protocols: tuple[str, ...], checkpoints: tuple[str, ...]) -> str:
-    """Return why a task cannot enter an average over these protocols, empty if it can."""
-    has = task_protocols(row.task)
-    lacking = [p for p in protocols if p not in has]
-    if lacking:
-        return f"no {PROTOCOL_NAMES[lacking[0]]} side"
-    if row.task.direction == "lower":
-        return "lower is better"
-    for protocol in protocols:
-        for checkpoint in checkpoints:
-            cell = _cell(row, checkpoint, protocol)
-            if cell.estimate is None:
-                return f"{checkpoint} has no scored items under {PROTOCOL_NAMES[protocol]}"
-            if cell.unit != "fraction":
-                return f"{cell.metric} is not a fraction"
-    floor = [PROTOCOL_NAMES[p] for p in row.result.floor if p in protocols]
-    if floor:
-        return f"floor: {checkpoints[0]} does not beat chance under {' and '.join(floor)}"
-    needed: list[tuple[str, ...]] = [(c, p, "delta") for c in checkpoints[1:] for p in protocols]
-    if len(protocols) == 2:
-        needed += [(c, "gap") for c in checkpoints[1:]]
-    for key in needed:
-        if row.measured.get(key) is None:
-            return f"{checkpoints[0]} and {key[0]} have no scored items in common"
-    return ""

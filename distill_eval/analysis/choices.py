@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MOST_OPTIONS = 10  # where neither prompt nor record says how many there are
 ENTIRE, LAST, ALONE = "entire", "last line", "alone"
 
 
@@ -50,7 +51,7 @@ def read_question(prompt: str, num_options: int | None = None) -> Question:
         if len(options) > 1:
             break
     shown = options if len(options) > 1 else ()
-    letters = LETTERS[: len(shown) or num_options or len(LETTERS)]
+    letters = LETTERS[: len(shown) or num_options or _MOST_OPTIONS]
     for word in ("ANSWER", "答案"):
         if re.search(rf"{word}[:：] ?\[LETTER\]", prompt):
             whole = "entire content of your response" in prompt or "全部内容" in prompt
@@ -168,10 +169,11 @@ class _Patterns:
 
 
 _FILLER = re.compile(
-    r"(?:the|most|likely|probably|definitely|clearly|therefore|option|letter|choice|answer|correct|following"
-    r"|选项|应该|应|是|为|选|:|\s)+(?=[^A-Za-z]|$|[A-Za-z]\b|\s)",
+    r"(?:\b(?:the|most|likely|probably|definitely|clearly|therefore|option|letter|choice|answer|correct|following)\b"
+    r"|选项|应该|[应是为选:\s])+",
     re.IGNORECASE,
 )
+_SEVERAL = re.compile(r"(?:both|either|neither)\b", re.IGNORECASE)
 
 
 @lru_cache(maxsize=64)
@@ -202,9 +204,9 @@ def _patterns(letters: str) -> _Patterns:
             re.IGNORECASE,
         ),
         correct=re.compile(
-            rf"(?:^|(?<=[\s(\[\"“，。,]))[(\[]?({upper})[)\].:]?(?:\s[^.\n]{{0,80}}?)?\s*"
-            r"(?:(?:is|would be|seems)\s+(?:the\s+|most\s+|likely\s+|also\s+)*(?:correct|right|best|true|answer|most appropriate)\b"
-            r"|(?:是|项)?正确)"
+            rf"(?:^|(?<=[\s(\[\"“，。,]))[(\[]?({upright})[)\].:]?(?:\s[^.\n]{{0,80}}?)?\s*"
+            r"(?:(?:is|would be|seems)\s+(?:the\s+|most\s+|likely\s+|also\s+)*"
+            r"(?:correct|right|best|true|answer|appropriate)\b|(?:是|项)?正确)"
         ),
         label=re.compile(
             rf"^\s*(?:[-•]\s+)?(?:option\s+)?[(\[]?({upper}|{either}(?=[)\]]))(?:[)\].:、]+(?!\w\.)|\s*$)",
@@ -217,15 +219,34 @@ def _patterns(letters: str) -> _Patterns:
 
 _JOINED = re.compile(r"\s*(?:,|/|\bor\b|\band\b|&|、|或者?|和|与)+\s*(?:option\s+|answer\s+)?", re.IGNORECASE)
 _INSTEAD = re.compile(r"\s*[,;]?\s*(?:but|rather|it's|it is|instead|而是|是)\s*", re.IGNORECASE)
+_STATEMENT = 200  # characters read after a marker
+_MARKING = ("answer", "choice", "option", "solution", "correct one", "答案", "选", "正确", "结论")
+_CHOOSING = (
+    "choose",
+    "chose",
+    "select",
+    "pick",
+    "go with",
+    "going with",
+    "opt for",
+    "it is",
+    "it's",
+    "it must be",
+)
+_LISTED = re.compile(r"\b(?:choices|options)\b", re.IGNORECASE)
 _BEFORE_NOT = re.compile(r"(?:not|n't|never|incorrect|wrong|不|非|错误)\W*(?:\w+\W+)?$", re.IGNORECASE)
 
 
 def _stated(text: str, question: Question, patterns: _Patterns) -> set[str | None]:
     """Return the letters that statements name, with None for a statement that names several or denies one."""
     found: set[str | None] = set()
-    for pattern in (patterns.marked, patterns.chosen):
-        for marker in pattern.finditer(text):
-            found |= _after_marker(text[marker.end() :].split("\n\n", 1)[0][:200], question, patterns)
+    folded, rests = text.casefold(), set()
+    for pattern, words in ((patterns.marked, _MARKING), (patterns.chosen, _CHOOSING)):
+        if any(word in folded for word in words):  # much faster than the search it spares
+            markers = (marker for marker in pattern.finditer(text) if not _LISTED.search(marker.group()))
+            rests |= {text[marker.end() :].split("\n\n", 1)[0][:_STATEMENT] for marker in markers}
+    for rest in rests:
+        found |= _after_marker(rest, question, patterns)
     for match in patterns.correct.finditer(text):
         between, after = text[match.end(1) : match.end()], text[match.end(1) :].split("\n", 1)[0]
         echoed = question.options and _words(after) in _option_words(question.options)
@@ -257,7 +278,7 @@ def _after_marker(rest: str, question: Question, patterns: _Patterns) -> set[str
             return {named}
         first = patterns.token.match(rest)
         if first is None:
-            return {None} if re.match(r"(?:both|either|neither)\b", rest, re.IGNORECASE) else set()
+            return {None} if _SEVERAL.match(rest) else set()
     letters = {_bare(first.group())}
     place = first.end()
     if _contradicted(next(iter(letters)), rest[place:], question):
@@ -309,15 +330,18 @@ def _leading_option(rest: str, question: Question) -> str | None:
         return None
     said = _words(rest) + " "
     starts = [
-        (len(o), i) for i, o in enumerate(_option_words(question.options)) if o and said.startswith(o + " ")
+        (len(option), number)
+        for number, option in enumerate(_option_words(question.options))
+        # An option that is a letter cannot be told from a label.
+        if option and said.startswith(option + " ") and option.upper() not in question.letters
     ]
-    # Options that are single letters or say the same cannot be told from labels or from each other.
-    starts = [entry for entry in starts if entry[0] > 1]
     if not starts:
         return None
-    longest = max(length for length, _ in starts)
-    best = [i for length, i in starts if length == longest]
-    return question.letters[best[0]] if len(best) == 1 else None
+    longest = [number for length, number in starts if length == max(starts)[0]]
+    return question.letters[longest[0]] if len(longest) == 1 else None
+
+
+_DENIED_BEFORE = re.compile(r" (?:not|isn t|never|except|不 是|非) (?:\w+ )?$")
 
 
 def _named_option(text: str, question: Question) -> str | None:
@@ -328,16 +352,13 @@ def _named_option(text: str, question: Question) -> str | None:
         place = said.find(f" {option} ") if len(option) > 1 else -1
         if place >= 0:
             hits[number] = (place, place + len(option))
+    spans = set(hits.values())
     # "Earth" inside "Earth and Moon" is the longer option's.
     kept = [
         number
         for number, (start, end) in hits.items()
-        if not any(
-            o != number and s <= start and end <= e and (s, e) != (start, end) for o, (s, e) in hits.items()
-        )
+        if not any(s <= start and end <= e and (s, e) != (start, end) for s, e in spans)
     ]
-    if len(kept) != 1 or re.search(
-        r" (?:not|isn t|never|except|不 是|非) (?:\w+ )?$", said[: hits[kept[0]][0] + 1]
-    ):
+    if len(kept) != 1 or _DENIED_BEFORE.search(said[: hits[kept[0]][0] + 1]):
         return None
     return question.letters[kept[0]]

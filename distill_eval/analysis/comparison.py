@@ -20,17 +20,23 @@ import pandas as pd
 
 from distill_eval.analysis.averages import Row, averages
 from distill_eval.analysis.chance import beats_chance
+from distill_eval.analysis.differences import (
+    PERPLEXITY,
+    difference_columns,
+    has_gap,
+    headline_metric,
+    score_units,
+)
+from distill_eval.analysis.eligibility import protocols_at_floor
 from distill_eval.analysis.estimates import Measured, measure, simple_binary, tango_estimate, wilson_estimate
 from distill_eval.analysis.frame import checked_frame
 from distill_eval.analysis.notes import few_items_note, frame_notes, task_notes
 from distill_eval.analysis.pairing import Paired, pair_items, task_protocols
 from distill_eval.analysis.resampling import task_generator
-from distill_eval.errors import DataError, OptionError
-from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, PROTOCOLS
+from distill_eval.errors import OptionError
+from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Cell, Delta, Estimate, Gap, Results, TaskResult
 from distill_eval.schema.tasks import TaskSpec
-
-PERPLEXITY = "perplexity"
 
 
 def compare_records(
@@ -50,23 +56,20 @@ def compare_records(
         if checkpoints.count(label) > 1:
             raise OptionError(f"checkpoint {label!r} is given twice; use distinct labels (label=NAME)")
     data = checked_frame(frame, checkpoints)
-    rows, pairings, notes = [], [], frame_notes(data, tasks, checkpoints)
+    rows, notes = [], frame_notes(data, tasks, checkpoints)
     for task in tasks:
-        row, paired = _compare_task(data, task, checkpoints, seed)
+        row = _compare_task(data, task, checkpoints, seed)
         rows.append(row)
-        pairings.append(paired)
-        notes.extend(task_notes(row.result, paired, checkpoints))
-    notes.extend(few_items_note(pairings))
+        notes.extend(task_notes(row.result, row.paired, checkpoints))
+    notes.extend(few_items_note([row.paired for row in rows]))
     results = tuple(row.result for row in rows)
     return Results(checkpoints, results, averages(rows, checkpoints), tuple(notes))
 
 
-def _compare_task(
-    data: pd.DataFrame, task: TaskSpec, checkpoints: tuple[str, ...], seed: int
-) -> tuple[Row, Paired]:
+def _compare_task(data: pd.DataFrame, task: TaskSpec, checkpoints: tuple[str, ...], seed: int) -> Row:
     paired = pair_items(data, task, checkpoints)
     protocols = task_protocols(task)
-    units = {protocol: _unit(paired, task, protocol) for protocol in protocols}
+    units = score_units(paired)
     rng = task_generator(seed, task.name)
     measured = _measure_all(paired, checkpoints, units, rng)
 
@@ -92,9 +95,9 @@ def _compare_task(
     joined = np.isfinite(paired.values).all(axis=1) if paired.cells else np.zeros(0, dtype=bool)
     result = TaskResult(
         task.name, task.title, task.category, task.direction, tuple(cells), tuple(deltas), tuple(gaps),
-        _floor(paired, cells, checkpoints[0]), task.differs, int(joined.sum()),
+        protocols_at_floor(paired, checkpoints[0]), task.differs, int(joined.sum()),
     )  # fmt: skip
-    return Row(task, result, measured), paired
+    return Row(paired, result, measured)
 
 
 def _measure_all(
@@ -105,7 +108,7 @@ def _measure_all(
     Cells by (checkpoint, protocol), deltas by (candidate, protocol, "delta"), gaps by (candidate, "gap").
     """
     columns, limits = {}, {}
-    worse_is_higher = paired.task.direction == "lower"
+    differences = difference_columns(paired, checkpoints, units)
     for protocol, unit in units.items():
         if unit == PERPLEXITY:
             continue
@@ -115,40 +118,17 @@ def _measure_all(
             limits[checkpoint, protocol] = (0.0 if unit == "fraction" else -np.inf, top)
         for candidate in checkpoints[1:]:
             key = (candidate, protocol, "delta")
-            columns[key] = columns[candidate, protocol] - columns[checkpoints[0], protocol]
-            limits[key] = (-top, top)
-    if set(units) == set(PROTOCOLS) and len(set(units.values())) == 1 and PERPLEXITY not in units.values():
+            columns[key], limits[key] = differences[candidate, protocol], (-top, top)
+    if has_gap(units):
         for candidate in checkpoints[1:]:
-            likelihood, generation = (columns[candidate, p, "delta"] for p in (LOGLIKELIHOOD, GENERATIVE))
-            gap = likelihood - generation
             top = 2 * limits[candidate, GENERATIVE, "delta"][1]
-            columns[candidate, "gap"] = -gap if worse_is_higher else gap
-            limits[candidate, "gap"] = (-top, top)
+            columns[candidate, "gap"], limits[candidate, "gap"] = differences[candidate, "gap"], (-top, top)
     parts = measure(list(columns.values()), paired.codes, list(limits.values()), rng)
     return dict(zip(columns, parts, strict=True))
 
 
 def _shown(part: Measured | None) -> Estimate | None:
     return None if part is None else part.estimate
-
-
-def _metric(task: TaskSpec, protocol: str) -> str:
-    spec = task.loglikelihood if protocol == LOGLIKELIHOOD else task.generative
-    return "" if spec is None else spec.metric
-
-
-def _unit(paired: Paired, task: TaskSpec, protocol: str) -> str:
-    """Return ``"fraction"`` when every score lies in [0, 1], else ``"plain"``; perplexity by its name."""
-    if _metric(task, protocol) == PERPLEXITY:
-        return PERPLEXITY
-    columns = [number for number, cell in enumerate(paired.cells) if cell[1] == protocol]
-    values = paired.values[:, columns]
-    values = values[~np.isnan(values)]
-    if np.isinf(values).any():
-        raise DataError(
-            f"task {task.name!r}: a score under {protocol} is infinite; scores must be finite or missing"
-        )
-    return "fraction" if ((values >= 0) & (values <= 1)).all() else "plain"
 
 
 def _cell(paired: Paired, checkpoint: str, protocol: str, unit: str, estimate: Estimate | None) -> Cell:
@@ -165,27 +145,9 @@ def _cell(paired: Paired, checkpoint: str, protocol: str, unit: str, estimate: E
     ):
         chance, above = float(np.nan_to_num(chances).mean()), beats_chance(scores, chances)
     return Cell(
-        checkpoint, protocol, _metric(paired.task, protocol), estimate, paired.num_unscored[number],
+        checkpoint, protocol, headline_metric(paired.task, protocol), estimate, paired.num_unscored[number],
         chance, above, unit=unit, num_seeds=max(len(paired.seeds[number]), 1),
     )  # fmt: skip
-
-
-def _floor(paired: Paired, cells: Sequence[Cell], reference: str) -> tuple[str, ...]:
-    floor = []
-    for cell in cells:
-        if (
-            cell.checkpoint != reference
-            or not cell.headline
-            or cell.estimate is None
-            or cell.unit != "fraction"
-        ):
-            continue
-        none_right = (
-            cell.above_chance is None and cell.estimate.value == 0 and paired.task.direction == "higher"
-        )
-        if cell.above_chance is False or none_right:
-            floor.append(cell.protocol)
-    return tuple(floor)
 
 
 def _with_perplexity(

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from distill_eval.analysis.answers import (
+    CHOICE,
     CODE,
     CONSTRAINTS,
     PARSED,
@@ -36,7 +37,8 @@ from distill_eval.analysis.answers import (
     read_answer,
     without_thinking,
 )
-from distill_eval.analysis.choices import Question
+from distill_eval.analysis.choices import NOTHING, Question
+from distill_eval.analysis.frame import numbers, texts
 from distill_eval.analysis.refusals import is_refusal
 from distill_eval.analysis.repetition import has_loop
 from distill_eval.errors import DataError, did_you_mean
@@ -69,11 +71,12 @@ def classify(frame: pd.DataFrame, tasks: Sequence[TaskSpec]) -> pd.DataFrame:
     found = np.full((len(frame), 3), None, dtype=object)
     if len(frame):
         names = np.asarray(frame["task"].astype(object))
+        used = frame[[name for name in (*_NEEDED, *_OPTIONAL) if name in frame.columns]]
         generative = np.asarray(frame["protocol"] == GENERATIVE, dtype=bool)
         for task in tasks:
             rows = np.flatnonzero(generative & (names == task.name))
             if rows.size and task.generative is not None:
-                found[rows] = _classify_task(frame.iloc[rows], task)
+                found[rows] = _classify_task(used.iloc[rows], task)
     new = {
         name: pd.array(found[:, i], dtype="string") for i, name in enumerate(("failure", "strict", "lenient"))
     }
@@ -102,14 +105,9 @@ def _classify_task(rows: pd.DataFrame, task: TaskSpec) -> np.ndarray:
 def _column(rows: pd.DataFrame, name: str) -> list:
     if name not in rows.columns:
         return [_OPTIONAL[name]] * len(rows)
-    column = rows[name]
     if name in ("score", "chance"):
-        return [
-            float(v) for v in pd.to_numeric(column).astype("Float64").to_numpy("float64", na_value=np.nan)
-        ]
-    if name == "num_output_tokens":
-        return list(column)
-    return list(column.astype("string").fillna("").to_numpy(object))
+        return numbers(rows[name]).tolist()
+    return list(rows[name]) if name == "num_output_tokens" else list(texts(rows[name]))
 
 
 def _classify(
@@ -123,36 +121,36 @@ def _classify(
     extracted: str,
     num_tokens: int,
 ) -> tuple[str, str | None, str | None]:
+    """Return class, strict and lenient answer of one scored response."""
     text = without_thinking(output)
-    right = score >= 1 - 1e-9
-    if form in PARSED and (question is not None or form != "choice"):
+    if form in PARSED and (question is not None or form != CHOICE):
         strict, lenient = read_answer(form, text, question)
         if strict.value == gold:
             return RIGHT, strict.value, strict.value
-        cut = end == "length"
-        if lenient.value and not lenient.stated and (cut or has_loop(text)):
-            lenient = type(lenient)(None, False)
+        if lenient.value and not lenient.stated and (end == "length" or has_loop(text)):
+            lenient = NOTHING
         if lenient.value == gold:
             return RECOVERABLE, strict.value, lenient.value
         if strict.value or lenient.value:
             return WRONG, strict.value, lenient.value
         return _silence(output, text, end, num_tokens) or UNPARSED, None, None
-    if right:
+    if score >= 1 - 1e-9:
         return RIGHT, None, None
     if form == CODE:
-        failure = WRONG if has_code(text, prompt) else _silence(output, text, end, num_tokens) or UNPARSED
+        answered, otherwise = has_code(text, prompt), UNPARSED
     elif form == CONSTRAINTS:
-        failure = _silence(output, text, end, num_tokens) or WRONG
-    elif extracted.strip() not in ("", output.strip()):  # the engine found an answer in the response
-        failure = WRONG
-    else:
-        failure = _silence(output, text, end, num_tokens) or (WRONG if extracted.strip() else UNPARSED)
+        answered, otherwise = False, WRONG
+    else:  # the engine found an answer within the response, or took all of it for one
+        answered = extracted.strip() not in ("", output.strip())
+        otherwise = WRONG if extracted.strip() else UNPARSED
+    failure = WRONG if answered else _silence(output, text, end, num_tokens) or otherwise
     return failure, None, None
 
 
 def _silence(output: str, text: str, end: str, num_tokens: int) -> str | None:
     """Return why a response states no answer, None when it ended as it should."""
-    if not text.strip() and ("<think" not in output or "</think" in output) or num_tokens == 0:
+    unfinished = "<think" in output and "</think" not in output
+    if num_tokens == 0 or not (text.strip() or unfinished):
         return EMPTY
     # An unfinished thought is all there is to look at.
     if has_loop(text or output, ended=end not in ("length", "")):

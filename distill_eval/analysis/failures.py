@@ -17,7 +17,7 @@ import pandas as pd
 from distill_eval.analysis.answers import PARSED, answer_form
 from distill_eval.analysis.estimates import Measured, measure, wilson_estimate
 from distill_eval.analysis.failure_classes import classify
-from distill_eval.analysis.frame import checked_frame
+from distill_eval.analysis.frame import checked_frame, numbers, texts
 from distill_eval.analysis.pairing import Paired, pair_items
 from distill_eval.analysis.resampling import task_generator
 from distill_eval.schema.failures import (
@@ -54,11 +54,12 @@ def failure_analysis(
     for records that cannot be compared.
     """
     data = checked_frame(frame, checkpoints)
-    of_interest = frame["checkpoint"].isin(list(checkpoints)) & (frame["protocol"] == GENERATIVE)
-    classes = classify(frame.loc[np.asarray(of_interest, dtype=bool)], tasks)
+    compared = np.asarray(frame["checkpoint"].isin(list(checkpoints)), dtype=bool)
+    generated = np.asarray(frame["protocol"] == GENERATIVE, dtype=bool)
+    classes = classify(frame.iloc[np.flatnonzero(compared & generated)], tasks)
     results = []
     for task in tasks:
-        rows = classes.loc[np.asarray(classes["task"] == task.name, dtype=bool)]
+        rows = classes.iloc[np.flatnonzero(classes["task"] == task.name)]
         if task.generative is not None and len(rows):
             results.append(_analyse_task(data, rows, task, tuple(checkpoints), seed))
     return tuple(results)
@@ -69,13 +70,13 @@ def _analyse_task(
 ) -> TaskFailures:
     paired = pair_items(data, task, checkpoints)
     rng = task_generator(seed, f"failures of {task.name}")
-    positions = pd.Index(paired.items).get_indexer(rows["item_key"].astype(object))
+    positions = pd.Index(paired.items).get_indexer(pd.Index(texts(rows["item_key"])))
     form = answer_form(task)
     parts, columns = [], {}
     for checkpoint in checkpoints:
         mask = np.asarray(rows["checkpoint"] == checkpoint, dtype=bool)
         if mask.any():
-            own = rows.loc[mask]
+            own = rows.iloc[np.flatnonzero(mask)]
             columns[checkpoint] = _columns(own, positions[mask], paired, checkpoint, form)
             parts.append(_checkpoint_failures(own, columns[checkpoint], paired, checkpoint, rng))
     differences = [
@@ -91,8 +92,7 @@ def _columns(
 ) -> Columns:
     """Return per-item values [items], means over seeds, NaN where there is none."""
     num_items = len(paired.items)
-    failure = rows["failure"].to_numpy(object, na_value="")
-    score = pd.to_numeric(rows["score"]).astype("Float64").to_numpy("float64", na_value=np.nan)
+    failure, score = texts(rows["failure"]), numbers(rows["score"])
     ends = _ends(rows)
     classed = failure != ""
 
@@ -139,7 +139,7 @@ def _checkpoint_failures(
         return wilson_estimate(columns[name]) if exact else part.estimate
 
     shares = {name: share for name in CLASSES if (share := fraction(name)) is not None}
-    failure = rows["failure"].to_numpy(object, na_value="")
+    failure = texts(rows["failure"])
     parsed = _LENIENT in columns
     return CheckpointFailures(
         checkpoint,
@@ -200,4 +200,4 @@ def _identity(measured: Mapping[str, Measured | None]) -> Identity | None:
 def _ends(rows: pd.DataFrame) -> np.ndarray:
     if "finish_reason" not in rows.columns:
         return np.full(len(rows), "", dtype=object)
-    return rows["finish_reason"].astype("string").fillna("").to_numpy(object)
+    return texts(rows["finish_reason"])

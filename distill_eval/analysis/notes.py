@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from distill_eval.analysis.averages import PROTOCOL_NAMES
+from distill_eval.analysis.eligibility import PROTOCOL_NAMES
 from distill_eval.analysis.intervals import effective_clusters
 from distill_eval.analysis.pairing import Paired
 from distill_eval.schema.records import PROTOCOLS
@@ -22,14 +22,14 @@ _FEW_CLUSTERS = 10
 def frame_notes(data: pd.DataFrame, tasks: Sequence[TaskSpec], checkpoints: Sequence[str]) -> list[str]:
     """Return notes on the records as a whole: absent checkpoints, twins, tasks left aside, seeds."""
     notes, data = [], data.loc[data["protocol"].isin(PROTOCOLS)]  # what arms lack or share is not the table's
-    present = set(data["checkpoint"])
+    present = set(data["checkpoint"].unique())
     notes += [f"{label}: no records" for label in checkpoints if label not in present]
     known = data.loc[data["fingerprint"] != ""].drop_duplicates(["checkpoint", "fingerprint"])
-    for _, labels in known.groupby("fingerprint")["checkpoint"]:
+    for _, labels in known.groupby("fingerprint", observed=True)["checkpoint"]:
         if len(labels) > 1:
             names = " and ".join(label for label in checkpoints if label in set(labels))
             notes.append(f"{names} are the same weights, configuration and tokenizer")
-    aside = sorted(set(data["task"]) - {task.name for task in tasks})
+    aside = sorted(set(data["task"].unique()) - {task.name for task in tasks})
     if aside:
         notes.append(f"records of tasks not asked for are left aside: {', '.join(aside)}")
     notes += _shared_items(data, tasks)
@@ -43,15 +43,18 @@ def frame_notes(data: pd.DataFrame, tasks: Sequence[TaskSpec], checkpoints: Sequ
 
 def _shared_items(data: pd.DataFrame, tasks: Sequence[TaskSpec]) -> list[str]:
     """Return a note per group of tasks over the same items, which averages take to be independent."""
-    named = [task.name for task in tasks]
-    pairs = data.loc[data["task"].isin(named), ["task", "item_key"]].drop_duplicates()
-    shared = pairs[pairs.duplicated("item_key", keep=False)]
-    groups = shared.groupby("item_key")["task"].agg(
-        lambda names: " and ".join(n for n in named if n in set(names))
-    )
+    items = np.asarray(data["item_key"].cat.codes)
+    holds = np.zeros((len(data["item_key"].cat.categories), len(tasks)), dtype=bool)
+    for number, task in enumerate(tasks):
+        holds[items[np.asarray(data["task"] == task.name)], number] = True
+    groups, counts = np.unique(holds[holds.sum(axis=1) > 1], axis=0, return_counts=True)
+    found = {
+        " and ".join(task.name for task, has in zip(tasks, group, strict=True) if has): count
+        for group, count in zip(groups, counts, strict=True)
+    }
     return [
         f"{names} share {count} items; averages treat tasks as independent"
-        for names, count in groups.value_counts().sort_index().items()
+        for names, count in sorted(found.items())
     ]
 
 

@@ -18,7 +18,8 @@ class Paired:
 
     ``values`` [items, cells]: mean over the seeds that were scored, NaN where none was. ``chances``
     likewise, NaN without a chance level. ``codes`` [items]: cluster number. ``seeds``, ``num_unscored``
-    and ``num_records`` hold one entry per cell. ``pooled``: the task names clusters, but all items share one.
+    and ``num_records`` hold one entry per cell. ``draws``: per cell the scores [items, seeds] behind the means, in
+    the order of its seeds. ``pooled``: the task names clusters, but all items share one.
     """
 
     task: TaskSpec
@@ -30,10 +31,16 @@ class Paired:
     seeds: tuple[tuple[int, ...], ...]
     num_unscored: tuple[int, ...]
     num_records: tuple[int, ...]
+    draws: tuple[np.ndarray, ...]
     pooled: bool = False
 
     def column(self, checkpoint: str, protocol: str) -> np.ndarray:
         return self.values[:, self.cells.index((checkpoint, protocol))]
+
+    def draws_of(self, checkpoint: str, protocol: str) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Return scores [items, seeds], NaN where unscored, and the seeds; none under log-likelihood."""
+        number = self.cells.index((checkpoint, protocol))
+        return self.draws[number], self.seeds[number]
 
 
 def task_protocols(task: TaskSpec) -> tuple[str, ...]:
@@ -59,27 +66,32 @@ def pair_items(
     rows = data.loc[(data["task"] == task.name) & data["protocol"].isin(list(protocols))]
     if score is not None:
         rows = rows.assign(score=[named_score(scores, score) for scores in rows["scores"]])
-    items, item_codes = np.unique(np.asarray(rows["item_key"], dtype=object), return_inverse=True)
+    present, item_codes = np.unique(np.asarray(rows["item_key"].cat.codes), return_inverse=True)
+    items = rows["item_key"].cat.categories[present]
     values = np.full((len(items), len(cells)), np.nan)
     chances = np.full_like(values, np.nan)
     row_scores, row_chances, row_seeds = (
         np.asarray(rows[name], float) for name in ("score", "chance", "seed")
     )
-    seeds, num_unscored, num_records = [], [], []
+    seeds, num_unscored, num_records, draws = [], [], [], []
     for number, (checkpoint, protocol) in enumerate(cells):
         mask = np.asarray((rows["checkpoint"] == checkpoint) & (rows["protocol"] == protocol), dtype=bool)
         codes, scores, drawn = item_codes[mask], row_scores[mask], row_seeds[mask]
         values[:, number] = _item_means(codes, scores, len(items))
         chances[:, number] = _item_means(codes, row_chances[mask], len(items))
-        seeds.append(tuple(sorted({int(s) for s in drawn[~np.isnan(drawn)]})))
         num_unscored.append(int(np.isnan(scores).sum()))
         num_records.append(int(mask.sum()))
+        seeded = ~np.isnan(drawn)
+        known = np.unique(drawn[seeded])
+        seeds.append(tuple(int(seed) for seed in known))
+        draws.append(np.full((len(items), len(known)), np.nan))
+        draws[number][codes[seeded], np.searchsorted(known, drawn[seeded])] = scores[seeded]
     if isinstance(task.chance, int | float):
         chances[np.isnan(chances)] = task.chance
     codes, pooled = _cluster_codes(rows, item_codes, len(items), task)
     return Paired(
         task, cells, tuple(items), values, chances, codes,
-        tuple(seeds), tuple(num_unscored), tuple(num_records), pooled,
+        tuple(seeds), tuple(num_unscored), tuple(num_records), tuple(draws), pooled,
     )  # fmt: skip
 
 
@@ -101,15 +113,14 @@ def _cluster_codes(
     alone = np.arange(num_items)
     if task.cluster is None or not num_items:
         return alone, False
-    names = np.full(num_items, None, dtype=object)
-    clusters = np.asarray(rows["cluster"], dtype=object)
-    order = np.argsort(np.asarray(rows["protocol"] == LOGLIKELIHOOD, dtype=bool), kind="stable")
-    for row in order:  # log-likelihood last, so that it wins
-        if clusters[row]:
-            names[item_codes[row]] = clusters[row]
-    # A missing cluster is one of its own; the leading letter keeps the two kinds of name apart.
-    keys = [f"c{name}" if name is not None else f"i{item}" for item, name in enumerate(names)]
-    codes = np.unique(np.array(keys), return_inverse=True)[1]
+    clusters = rows["cluster"].cat
+    row_clusters = np.asarray(clusters.codes, dtype=np.int64)
+    named = np.asarray(rows["cluster"] != "", dtype=bool)
+    likelihood = np.asarray(rows["protocol"] == LOGLIKELIHOOD, dtype=bool)
+    keys = len(clusters.categories) + alone  # a missing cluster is one of its own
+    for part in (named & ~likelihood, named & likelihood):  # log-likelihood last, so that it wins
+        keys[item_codes[part]] = row_clusters[part]
+    codes = np.unique(keys, return_inverse=True)[1]
     sizes = np.bincount(codes)
     if num_items > 1 and sizes.max() > 1 and effective_clusters(sizes) < 2:
         return alone, True

@@ -5,13 +5,16 @@ import re
 from distill_eval.analysis.choices import plain
 
 _OPENING = 300  # characters in which a refusal begins
-_CANNOT = r"(?:can\s?not|can['’]t|could\s?not|couldn['’]t|won['’]t|will not|(?:am|['’]m) (?:unable|not able)(?: to)?|do not|don['’]t)"
+_CANNOT = (
+    r"(?:can\s?not|can['’]t|could\s?not|couldn['’]t|won['’]t|will not|do not|don['’]t"
+    r"|(?:am|['’]m) (?:unable|not able)(?: to)?)"
+)
 _REFUSAL = re.compile(
-    rf"\b(?:i['’]?m|i am|we are)?\s*(?:very |so |really )?sorry,?\s*(?:but\s+)?(?:for [^.,\n]{{0,40}}, but\s+)?"
+    r"\b(?:i['’]?m|i am|we are)?\s*(?:very |so |really )?sorry,?\s*(?:but\s+)?(?:for [^.,\n]{0,40}, but\s+)?"
     rf"(?:as an? (?:ai|language model)[^.,\n]{{0,60}},?\s*)?(?:i|we)(?:['’]m)?\s*(?:{_CANNOT}|not able|unable)"
     rf"|\bi(?:['’]m)?\s*(?:really |simply |just )?(?:{_CANNOT}|not able to|unable to)\s+(?:\w+\s+){{0,2}}?"
-    r"(?:assist|help|provide|answer|fulfil|comply|complete|do (?:that|this)|create|write|generate|produce|engage|discuss"
-    r"|access|browse|open|view|see (?:the|any|your)|determine|respond)\b"
+    r"(?:assist|help|provide|answer|repeat|fulfill?|comply|complete|do (?:that|this)|create|write|generate|produce"
+    r"|engage|discuss|access|browse|open|view|see (?:the|any|your)|determine|respond)\b"
     r"|\bas an? (?:ai\b|artificial intelligence|(?:large )?language model|text-based)[^.\n]{0,80}?"
     rf"(?:{_CANNOT}|not able|unable)"
     r"|\bi (?:do not|don['’]t) know\b|\bi(?:['’]m| am) not sure\b"

@@ -3,31 +3,31 @@
 import re
 from collections.abc import Sequence
 
-_TAIL = 4000  # characters looked at
+_TAIL = 3000  # characters looked at
 _PROBE = 24  # a loop's last characters must have occurred before
 _MIN_REPEATS = 4
 _MIN_LENGTH = 80
 _MIN_BARE_LENGTH = 200  # of rules, dots and blanks, which tables and forms are full of
 _SHARE_IF_ENDED = 0.5
-_WINDOWS = (200, 400)  # words and signs at the end
-_MIN_TOKENS = 66
-_GRAM = 6
-# Chosen on 360 hand-labelled responses of two small models; see reports/benchmarks/failures.md.
-_DISTINCT_CUT, _DISTINCT_ENDED = 0.45, 0.33
-_WORDED = 0.15
+_WINDOWS = (150, 300)  # words at the end
+_GRAM, _GRAM_UNSPACED = 4, 8
+_MIN_RUNS = 60
+# Chosen on 360 hand-labelled responses of two small models: reports/benchmarks/README.md.
+_DISTINCT_CUT, _DISTINCT_ENDED = 0.42, 0.33
+_WORDED = 0.12
 _COUNTER = re.compile(r"^\s*\d+[.):]", re.MULTILINE)
-_TOKEN = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff]|\d+(?:[.,]\d+)*|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+|[-=.*#~_]{3,}|[^\w\s]"
-)
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def has_loop(text: str, *, ended: bool = False) -> bool:
     """Return whether ``text`` ends in repetition, exact or nearly so.
 
-    Exact: one unit four times or more, 80 characters or more. Nearly: of the runs of six words and signs among the
-    last 200 or 400, at most 45% are distinct, numbers counted as equal where they stand among words (so that "She
-    had 16 + 16 = 32 clips." in a row of sums is a loop, and a multiplication table is none). A text that ended
-    by itself (``ended``) got out of its loop: there half of it, or two thirds of its runs, must be repetition.
+    Exact: one unit four times or more, 80 characters or more. Nearly: of the runs of four words (eight characters,
+    where words are not spaced) among the last 150 or 300, at most 42% are distinct, numbers counted as equal
+    where they stand among words, so that a row of sums about clips is a loop and a multiplication table is none.
+    A text that ended by itself (``ended``) got out of its loop: there half of it, or two thirds of its runs, must
+    be repetition.
     """
     text = text[-_TAIL:].rstrip()
     if len(text) < _MIN_LENGTH:
@@ -35,10 +35,10 @@ def has_loop(text: str, *, ended: bool = False) -> bool:
     covered = _periodic_suffix(text)
     if covered and (not ended or covered >= _SHARE_IF_ENDED * len(text)):
         return True
-    tokens = _TOKEN.findall(_COUNTER.sub("", text))[-_WINDOWS[-1] :]
+    words, size = _words(text)
     if ended:
-        return _distinct_share(tokens) <= _DISTINCT_ENDED
-    return any(_distinct_share(tokens[-window:]) <= _DISTINCT_CUT for window in _WINDOWS)
+        return _distinct_share(words[-_WINDOWS[-1] :], size) <= _DISTINCT_ENDED
+    return any(_distinct_share(words[-window:], size) <= _DISTINCT_CUT for window in _WINDOWS)
 
 
 def _periodic_suffix(text: str) -> int:
@@ -66,15 +66,24 @@ def _periodic_suffix(text: str) -> int:
 
 
 def _says(unit: str) -> bool:
-    return any(map(str.isalnum, unit))
+    return not unit.isascii() or any(map(str.isalnum, unit))
 
 
-def _distinct_share(tokens: Sequence[str]) -> float:
-    """Return the share of distinct runs of six among ``tokens``, 1 when they are too few to say."""
-    if len(tokens) < _MIN_TOKENS:
+def _words(text: str) -> tuple[Sequence[str], int]:
+    """Return the words of ``text``, numbers made equal where they are among words, and how many make a run."""
+    text = _COUNTER.sub("", text)
+    masked = _NUMBER.sub("0", text)
+    words = masked.split()
+    if masked != text and len(_WORD.findall(masked)) < _WORDED * len(words):
+        words = text.split()
+    if len(words) * 12 < len(text):
+        return "".join(words), _GRAM_UNSPACED
+    return words, _GRAM
+
+
+def _distinct_share(words: Sequence[str], size: int) -> float:
+    """Return the share of distinct runs of ``size`` among ``words``, 1 when they are too few to say."""
+    if len(words) - size < _MIN_RUNS:
         return 1.0
-    worded = sum(len(token) > 2 and token.isalpha() or token > "\u3040" for token in tokens)
-    if worded >= _WORDED * len(tokens):
-        tokens = ["0" if token[0].isdigit() else token for token in tokens]
-    runs = list(zip(*(tokens[i:] for i in range(_GRAM)), strict=False))
+    runs = list(zip(*(words[i:] for i in range(size)), strict=False))
     return len(set(runs)) / len(runs)

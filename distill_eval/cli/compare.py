@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,7 @@ from distill_eval.schema.run import RunOptions
 
 if TYPE_CHECKING:
     from distill_eval.catalog import Suite
+    from distill_eval.compare import Comparison
 
 NO_ARMS = "none"
 WHAT, HOW, WHERE, RISK = "What to run", "How to prompt and sample", "Where and with what", "Permissions"
@@ -26,7 +27,8 @@ def compare_command(
         list[str] | None,
         typer.Argument(
             help="Models to compare; the first is the reference. A folder, a hub id (org/name@revision), "
-            "a .gguf file or demo:NAME, each with an optional label: teacher=PATH.",
+            "a .gguf file or demo:NAME, each with an optional label: teacher=PATH. Or folders of finished runs, "
+            "which are analysed together without loading a model.",
             metavar="CHECKPOINT...",
             show_default=False,
         ),
@@ -154,6 +156,18 @@ def compare_command(
             rich_help_panel=RISK,
         ),
     ] = False,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            help="Published numbers in place of checkpoints: paper:table5, paper:table2+paper:table19, or a YAML file.",
+            metavar="NAME",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    details: Annotated[
+        bool,
+        typer.Option("--details", help="Print every table of the report, not only those that matter most."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")
     ] = False,
@@ -167,6 +181,18 @@ def compare_command(
     `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`
     """
     names = [*([teacher] if teacher else []), *(checkpoints or [])]
+    if published is not None:
+        if names:
+            raise OptionError(f"--published takes no checkpoints, got {' '.join(names)}")
+        from distill_eval.cli.published import show_published
+
+        show_published(published, as_json)
+        return
+    if _all_runs(names):
+        from distill_eval.compare import compare_stored
+
+        _show(compare_stored(names, out or Path("runs") / "comparison"), details, as_json)
+        return
     if len(names) < 2:
         raise OptionError(
             f"compare needs at least two checkpoints, got {len(names)}: "
@@ -221,25 +247,49 @@ def compare_command(
             on_progress=bars,
             on_note=bars.note,
         )
+    _show(comparison, details, as_json)
+
+
+def _all_runs(names: list[str]) -> bool:
+    """Say whether the arguments are folders of finished runs; some of each is an error."""
+    from distill_eval.stored import is_run
+
+    runs = [name for name in names if is_run(name)]
+    if runs and len(runs) < len(names):
+        other = next(name for name in names if name not in runs)
+        raise OptionError(
+            f"compare takes checkpoints or finished runs, not both: {runs[0]} is a run folder, {other} is none"
+        )
+    return bool(runs)
+
+
+def _show(comparison: "Comparison", details: bool, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"folder": str(comparison.folder), **asdict(comparison.results)}, indent=2))
+        from distill_eval.runs import plain
+
+        whole = {"folder": str(comparison.folder), **asdict(comparison.results)}
+        print(json.dumps(plain({**whole, "explanation": asdict(comparison.explanation)}), indent=2))
         return
-    print_comparison(comparison)
+    print_comparison(comparison, details)
 
 
-def print_comparison(comparison: Any) -> None:
-    """Print the table of a comparison and say where its files are."""
+def print_comparison(comparison: "Comparison", details: bool = False) -> None:
+    """Print the tables of a comparison (``details``: all of them) and say where its files are."""
     from rich.console import Console
 
+    from distill_eval.render.explanation import explanation_sections, short_tables
     from distill_eval.render.terminal import render_table
 
     # Output that goes to a file or a pager has no width of its own; the table wants 100 columns.
     console = Console(width=None if sys.stdout.isatty() else 100)
-    render_table(comparison.results, console)
+    sections = explanation_sections(comparison.explanation)
+    tables = [table for _, part in sections for table in part]
+    render_table(comparison.results, console, tables if details else short_tables(comparison.explanation))
     folder = comparison.folder
     console.print(f"\nReport: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"Also in {folder}: results.json, records.parquet, table1.tex, provenance.json",
+        f"Also in {folder}: results.json, explanation.json, records.parquet, table1.tex, tables.tex, "
+        "provenance.json",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -1,7 +1,7 @@
 """A run folder -> the result folders that lm-eval or EvalScope would have left."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from distill_eval.errors import DataError, OptionError, OutputError, did_you_mea
 from distill_eval.interchange import evalscope_export, lmeval_export
 from distill_eval.runs import load_run
 from distill_eval.schema.interchange import EVALSCOPE, LM_EVAL
-from distill_eval.schema.records import GENERATE_UNTIL, GENERATIVE, LOGLIKELIHOOD
+from distill_eval.schema.records import GENERATE_UNTIL, GENERATIVE, LOGLIKELIHOOD, Record
 
 _PROTOCOLS = {LM_EVAL: (LOGLIKELIHOOD, GENERATE_UNTIL), EVALSCOPE: (GENERATIVE,)}
 
@@ -50,14 +50,25 @@ def export_run(run: Path, engine: str, out: Path, checkpoint: str | None = None)
     contents: dict[str, bytes] = {}
     counts = {}
     for label in labels:
-        mine = [record for record in taken if record.checkpoint == label]
-        if mine:
-            place = path_name(label)
+        for place, mine in _folders(
+            label, [record for record in taken if record.checkpoint == label], engine
+        ):
             files = build(mine, place, _described(facts, label))
             contents |= {f"{place}/{name}": data for name, data in files.items()}
             counts[out / place] = len(mine)
     _write(out, contents)
     return Exported(counts, tuple(notes))
+
+
+def _folders(label: str, records: Sequence[Record], engine: str) -> list[tuple[str, list[Record]]]:
+    """Return the folders of one checkpoint: lm-eval's lines know no seed, so each further one has its own."""
+    seeds = sorted({record.seed for record in records if record.seed is not None})
+    if not records:
+        return []
+    if engine != LM_EVAL or len(seeds) < 2:
+        return [(path_name(label), list(records))]
+    first = [(path_name(label), [r for r in records if r.seed in (None, seeds[0])])]
+    return first + [(path_name(f"{label}-seed{s}"), [r for r in records if r.seed == s]) for s in seeds[1:]]
 
 
 def path_name(label: str) -> str:

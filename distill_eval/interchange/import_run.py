@@ -11,7 +11,7 @@ from distill_eval.catalog import Catalog
 from distill_eval.compare import Comparison, write_comparison
 from distill_eval.errors import DataError, OptionError, StoreError, TaskError, did_you_mean
 from distill_eval.interchange import evalscope_import, lmeval_import
-from distill_eval.interchange.differences import difference_warnings, task_file_notes
+from distill_eval.interchange.differences import as_run, difference_warnings, task_file_notes
 from distill_eval.interchange.files import listed
 from distill_eval.runs import check_writable
 from distill_eval.schema.interchange import ENGINES, EVALSCOPE, LM_EVAL, Part, Source
@@ -50,21 +50,21 @@ def import_results(
     tasks = [task for task in catalog.tasks.values() if any(task.name in c.logs for c in checkpoints)]
     notes = [note for c in checkpoints for source in c.sources for note in source.notes]
     notes += [f"left out, as no task file covers it: {listed(skipped, most=10)}"] if skipped else []
-    records: list[Record] = []
+    records: dict[str, list[Record]] = {task.name: [] for task in tasks}
     for checkpoint in checkpoints:
         for task in tasks:
             found, remarks = _read(checkpoint, task, checkpoints, data_dir)
-            records += found
+            _refuse_twice(found, checkpoint)
+            records[task.name] += found
             notes += [f"{checkpoint.label}: {remark}" for remark in remarks]
-    _refuse_twice(records, checkpoints)
     logs = {c.label: c.logs for c in checkpoints}
     notes += task_file_notes(logs, tasks, records)
     warnings = difference_warnings(logs, tasks, records)
-    records, tasks, counts, left_out = _joined(records, tasks)
+    kept, tasks, counts, left_out = _joined(records, [as_run(task, logs) for task in tasks])
     facts = _facts(checkpoints, tasks, counts)
     check_writable(out)
     return write_comparison(
-        records, tasks, [c.label for c in checkpoints],
+        kept, tasks, [c.label for c in checkpoints],
         facts=facts, notes=[*notes, *left_out], warnings=warnings, out=out,
     )  # fmt: skip
 
@@ -146,7 +146,10 @@ def _reader(source: Source) -> Any:
 
 
 def _close(name: str, catalog: Catalog) -> str:
-    known = {n for task in catalog.tasks.values() if task.loglikelihood for n in task.loglikelihood.tasks}
+    sides = [
+        side for task in catalog.tasks.values() for side in (task.loglikelihood, task.generate_until) if side
+    ]
+    known = {engine_task for side in sides for engine_task in side.tasks}
     known |= {task.generative.benchmark for task in catalog.tasks.values() if task.generative}
     hint = did_you_mean(name, known)
     return "" if hint.startswith("; known") else hint
@@ -175,22 +178,21 @@ def _read(
     return records, notes
 
 
-def _refuse_twice(records: Sequence[Record], checkpoints: Sequence[_Checkpoint]) -> None:
+def _refuse_twice(records: Sequence[Record], checkpoint: _Checkpoint) -> None:
     seen = set()
     for record in records:
-        identity = (record.checkpoint, record.task, record.protocol, record.item_key, record.seed)
+        identity = (record.protocol, record.item_key, record.seed)
         if identity in seen:
-            (owner,) = (c for c in checkpoints if c.label == record.checkpoint)
-            folders = {str(part.path.parent): None for _, part in owner.logs[record.task]}
+            folders = {str(part.path.parent): None for _, part in checkpoint.logs[record.task]}
             raise StoreError(
-                f"checkpoint '{record.checkpoint}': item {record.item_key} of '{record.task}' is there twice under "
+                f"checkpoint '{checkpoint.label}': item {record.item_key} of '{record.task}' is there twice under "
                 f"{record.protocol} with one seed ({listed(list(folders))}); keep one log, or give each its own label"
             )
         seen.add(identity)
 
 
 def _joined(
-    records: Sequence[Record], tasks: Sequence[TaskSpec]
+    records: Mapping[str, Sequence[Record]], tasks: Sequence[TaskSpec]
 ) -> tuple[list[Record], list[TaskSpec], dict[str, dict[str, Any]], list[str]]:
     """Keep, as ``compare`` does, the items that a task's two protocols share.
 
@@ -200,7 +202,7 @@ def _joined(
     kept: list[Record] = []
     used, counts, notes = [], {}, []
     for task in tasks:
-        mine = [record for record in records if record.task == task.name]
+        mine = records[task.name]
         keys = {p: {r.item_key for r in mine if r.protocol == p} for p in PROTOCOLS}
         keys = {protocol: found for protocol, found in keys.items() if found}
         joined = set.intersection(*keys.values()) if keys else {record.item_key for record in mine}

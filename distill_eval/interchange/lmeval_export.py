@@ -40,21 +40,16 @@ def build(records: Sequence[Record], model: str, facts: Mapping[str, Any]) -> di
     return {f"results_{date}.json": json.dumps(results, indent=2, ensure_ascii=False).encode(), **files}
 
 
+def _side(record: Record, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return lm-eval's side of a record's task, as the provenance has it."""
+    return facts["tasks"].get(record.task, {}).get(record.protocol) or {}
+
+
 def _engine_task(record: Record, facts: Mapping[str, Any]) -> str:
     """Return lm-eval's name of a record's task; own tasks are called as they are here."""
-    name = record.metadata.get("lm_eval_task")
-    if name is None:
-        side = facts["tasks"].get(record.task, {}).get("loglikelihood") or {}
-        name = next(iter(side.get("tasks", ())), record.task)
-    # The same task under both its forms would be one file.
-    return (
-        f"{name}_{GENERATE_UNTIL}" if record.protocol == GENERATE_UNTIL and name in _ranked(facts) else name
+    return record.metadata.get("lm_eval_task") or next(
+        iter(_side(record, facts).get("tasks", ())), record.task
     )
-
-
-def _ranked(facts: Mapping[str, Any]) -> set[str]:
-    sides = [task.get("loglikelihood") or {} for task in facts["tasks"].values()]
-    return {name for side in sides for name in side.get("tasks", ())}
 
 
 def _date(facts: Mapping[str, Any]) -> str:
@@ -161,7 +156,7 @@ def _config(
     task: str, records: Sequence[Record], facts: Mapping[str, Any], version: float | str | None
 ) -> dict[str, Any]:
     record = records[0]
-    side = facts["tasks"].get(record.task, {}).get("loglikelihood") or {}
+    side = _side(record, facts)
     kind = "multiple_choice" if len(record.choice_logprobs) > 1 else "loglikelihood"
     return {
         "task": task,

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_eval.errors import DataError, StoreError
+from distill_eval.errors import DataError, StoreError, UserError
 from distill_eval.interchange.carried import CARRIED, carried_record
-from distill_eval.interchange.files import damaged, files_below, listed, numbers, read_json, read_lines
+from distill_eval.interchange.files import damaged, files_below, listed, read_json, read_lines
 from distill_eval.items import Item, identify, is_kept
+from distill_eval.protocols.generate_until import INVALID
+from distill_eval.protocols.lmeval_engine import sample_scores
+from distill_eval.protocols.loglikelihood import choice_length
 from distill_eval.schema.interchange import LM_EVAL, Part, Source
 from distill_eval.schema.records import GENERATE_UNTIL, LOGLIKELIHOOD, UNKNOWN_TOKENS, Record
-from distill_eval.schema.tasks import ItemKey, TaskSpec
+from distill_eval.schema.tasks import LoglikelihoodSpec, TaskSpec
 
 _DATE = r"(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)"
 _RESULTS = re.compile(rf".+_{_DATE}\.json")
@@ -40,27 +43,26 @@ def find(folder: Path) -> Source | None:
             f"{folder}: lm-eval's results without its per-sample logs (samples_*.jsonl); run lm_eval again with "
             "--log_samples"
         )
-    newest: dict[str, tuple[str, Path]] = {}
+    facts = {place: read_json(path) for place, path in results.items() if place in _places(logs)}
+    models = {found.get("model_name") or place[0].name: place[0] for place, found in facts.items()}
+    if len(models) > 1:
+        said = zip(("teacher", "student"), models.values(), strict=False)
+        raise StoreError(
+            f"{folder}: results of {len(models)} models ({listed(list(models))}); name the folder of each, as in "
+            + " ".join(f"{label}={place}" for label, place in said)
+        )
+    newest: dict[str, tuple[Path, tuple[Path, str]]] = {}
     older: list[str] = []
     for path, match in sorted(logs, key=lambda log: log[1]["date"]):
         if match["task"] in newest:
             older.append(match["task"])
-        newest[match["task"]] = (match["date"], path)
-    parts, models, facts = [], {}, {}
-    for task, (date, path) in newest.items():
-        if (path.parent, date) not in results:
-            raise StoreError(f"{path}: no results_{date}.json beside it, which says how the task was run")
-        facts = read_json(results[path.parent, date])
-        models[facts.get("model_name") or path.parent.name] = path.parent
-        parts.append(_part(task, path, facts))
-    if len(models) > 1:
-        raise StoreError(
-            f"{folder}: results of {len(models)} models ({listed(list(models))}); name the folder of each, as in "
-            + " ".join(
-                f"{label}={place}"
-                for label, place in zip(("teacher", "student"), models.values(), strict=False)
-            )
-        )
+        newest[match["task"]] = path, (path.parent, match["date"])
+    lost = [(path, date) for path, (parent, date) in newest.values() if (parent, date) not in facts]
+    if lost:
+        path, date = lost[0]
+        raise StoreError(f"{path}: no results_{date}.json beside it, which says how the task was run")
+    parts = [_part(task, path, facts[place]) for task, (path, place) in newest.items()]
+    last = facts[max((place for _, place in newest.values()), key=lambda place: place[1])]
     notes = []
     if older:
         notes.append(f"{folder}: several logs of {listed(sorted(set(older)))}; the newest of each was taken")
@@ -68,23 +70,27 @@ def find(folder: Path) -> Source | None:
         folder=folder,
         engine=LM_EVAL,
         model=next(iter(models)),
-        version=str(facts.get("lm_eval_version") or ""),
+        version=str(last.get("lm_eval_version") or ""),
         parts=tuple(parts),
-        settings={name: facts.get("config", {}).get(name) for name in _SETTINGS},
+        settings={name: last.get("config", {}).get(name) for name in _SETTINGS},
         notes=tuple(notes),
     )
 
 
 def protocol_of(part: Part) -> str:
     """Return the protocol that a task's log belongs to."""
-    return GENERATE_UNTIL if part.settings.get("output_type") == "generate_until" else LOGLIKELIHOOD
+    return GENERATE_UNTIL if part.settings.get("output_type") == GENERATE_UNTIL else LOGLIKELIHOOD
+
+
+def spec_of(task: TaskSpec, protocol: str) -> LoglikelihoodSpec | None:
+    """Return lm-eval's side of a task for one protocol."""
+    return task.generate_until if protocol == GENERATE_UNTIL else task.loglikelihood
 
 
 def matches(task: TaskSpec, part: Part) -> bool:
     """Say whether ``part`` is a log of (a part of) ``task``."""
-    if protocol_of(part) == GENERATE_UNTIL:
-        return part.task == task.name
-    return task.loglikelihood is not None and part.task in task.loglikelihood.tasks
+    spec = spec_of(task, protocol_of(part))
+    return spec is not None and part.task in spec.tasks
 
 
 def read(parts: Sequence[Part], task: TaskSpec, checkpoint: str) -> tuple[list[Record], list[str]]:
@@ -92,14 +98,16 @@ def read(parts: Sequence[Part], task: TaskSpec, checkpoint: str) -> tuple[list[R
 
     ``parts``: the logs of all its lm-eval tasks. Raises StoreError for a line that cannot be used.
     """
-    order = {name: place for place, name in enumerate(task.loglikelihood.tasks if task.loglikelihood else ())}
+    spec = spec_of(task, protocol_of(parts[0]))
+    assert spec is not None
+    order = {name: place for place, name in enumerate(spec.tasks)}
     records: list[Record] = []
     seen: Counter[str] = Counter()
     gaps = []
-    for part in sorted(parts, key=lambda part: order.get(part.task, len(order))):
+    for part in sorted(parts, key=lambda part: order[part.task]):
         docs = _documents(part)
         for lines in docs.values():
-            record = _record(part, lines, task, checkpoint, seen)
+            record = _record(part, lines, task, spec, checkpoint, seen)
             records += [record] if record is not None else []
         if list(docs) != list(range(len(docs))):
             gaps.append(part.task)
@@ -117,6 +125,10 @@ def _matches(folder: Path, pattern: str, names: re.Pattern[str]) -> list[tuple[P
     return [(path, match) for path, match in found if match]
 
 
+def _places(logs: Sequence[tuple[Path, re.Match[str]]]) -> set[tuple[Path, str]]:
+    return {(path.parent, match["date"]) for path, match in logs}
+
+
 def _part(task: str, path: Path, facts: Mapping[str, Any]) -> Part:
     config = facts.get("configs", {}).get(task)
     if not isinstance(config, dict):
@@ -124,6 +136,8 @@ def _part(task: str, path: Path, facts: Mapping[str, Any]) -> Part:
     sizes = facts.get("n-samples", {}).get(task, {})
     settings = {name: config[name] for name in _TASK_SETTINGS if config.get(name) is not None}
     settings |= {name: facts[name] for name in _PROMPTING if facts.get(name)}
+    if settings.get("output_type") == GENERATE_UNTIL:
+        settings["torch_seed"] = facts.get("config", {}).get("torch_seed") or 0
     version = facts.get("versions", {}).get(task)
     shots = facts.get("n-shot", {}).get(task, config.get("num_fewshot"))
     return Part(
@@ -132,6 +146,7 @@ def _part(task: str, path: Path, facts: Mapping[str, Any]) -> Part:
         path=path,
         num_fewshot=shots,
         num_rows=sizes.get("original"),
+        num_lines=sizes.get("effective") or 0,
         settings=settings | ({"version": version} if version is not None else {}),
     )
 
@@ -150,84 +165,72 @@ def _record(
     part: Part,
     lines: Sequence[tuple[int, dict[str, Any]]],
     task: TaskSpec,
+    spec: LoglikelihoodSpec,
     checkpoint: str,
     seen: Counter[str],
 ) -> Record | None:
+    """Return the record of one document, or None when the task does not use it."""
     number, sample = lines[0]
     protocol = protocol_of(part)
     try:
-        doc, scores = sample["doc"], _scores(lines, protocol)
+        doc, scores = sample["doc"], _scores([sample for _, sample in lines])
         arguments = list(sample["arguments"].values())
+        shared: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "task": task.name,
+            "prompt": arguments[0]["arg_0"],
+            "scores": scores,
+            "score": scores.get(spec.metric),
+        }
         if CARRIED in doc:
+            logprobs = _logprobs(sample) if protocol == LOGLIKELIHOOD else ()
             return carried_record(
-                doc[CARRIED], f"{part.path}, line {number}", checkpoint=checkpoint, task=task.name,
-                prompt=arguments[0]["arg_0"], target=sample["target"], scores=scores,
-                score=_headline(scores, task, protocol),
-                choice_logprobs=_logprobs(sample) if protocol == LOGLIKELIHOOD else (),
-            )  # fmt: skip
+                doc[CARRIED],
+                f"{part.path}, line {number}",
+                target=sample["target"],
+                choice_logprobs=logprobs,
+                **shared,
+            )
         try:
-            item = identify(doc, _item_key(task, protocol), task, part.subset, seen)
-            if (
-                task.loglikelihood
-                and protocol == LOGLIKELIHOOD
-                and not is_kept(doc, task.loglikelihood, task)
-            ):
+            item = identify(doc, spec.item_key, task, part.subset, seen)
+            if not is_kept(doc, spec, task):
                 return None
         except DataError as error:
             raise damaged(part.path, number, error) from error
-        answer = (
-            _generated(sample) if protocol == GENERATE_UNTIL else _ranked(part, item, sample, arguments, task)
-        )
+        if protocol == GENERATE_UNTIL:
+            answer = _generated(part, [sample for _, sample in lines], spec.metric)
+        else:
+            answer = _ranked(part, item, sample, arguments, spec.metric)
         hashes = {"doc_hash": sample["doc_hash"]} if sample.get("doc_hash") else {}
         return Record(
-            checkpoint=checkpoint,
             fingerprint="",
-            task=task.name,
             protocol=protocol,
             item_key=item.key,
             subset=item.subset,
             cluster=item.cluster,
-            prompt=arguments[0]["arg_0"] if len(arguments[0]) > 1 else "",
-            score=_headline(scores, task, protocol),
-            chance=item.chance if protocol == LOGLIKELIHOOD else None,
+            chance=item.chance,
             num_prompt_tokens=UNKNOWN_TOKENS,
             num_output_tokens=UNKNOWN_TOKENS,
             finish_reason="scored" if protocol == LOGLIKELIHOOD else "",
-            scores=scores,
             metadata={"lm_eval_task": part.task, "doc_id": str(sample["doc_id"]), **hashes},
+            **shared,
             **answer,
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError | StoreError):
+        if isinstance(error, UserError):
             raise
         raise damaged(part.path, number, error) from error
 
 
-def _item_key(task: TaskSpec, protocol: str) -> ItemKey:
-    spec = task.loglikelihood if protocol == LOGLIKELIHOOD else (task.generative or task.loglikelihood)
-    assert spec is not None
-    return spec.item_key
-
-
-def _headline(scores: Mapping[str, float], task: TaskSpec, protocol: str) -> float | None:
-    if protocol == LOGLIKELIHOOD and task.loglikelihood:
-        return scores.get(task.loglikelihood.metric)
-    return next(iter(scores.values()), None)
-
-
-def _scores(lines: Sequence[tuple[int, Mapping[str, Any]]], protocol: str) -> dict[str, float]:
-    """Return every metric; where answers are generated each filter has its own, named ``metric,filter``."""
-    scores: dict[str, Any] = {}
-    for _, sample in lines:
-        for name in sample["metrics"]:
-            value, key = sample[name], name
-            if protocol == GENERATE_UNTIL:
-                key = f"{name},{sample.get('filter', 'none')}"
-            if isinstance(value, list) and len(value) == 2 and name.endswith(("perplexity", "bits_per_byte")):
-                scores[f"{name}_length"] = value[1]
-                value = value[0]
-            scores.setdefault(key, value)
-    return numbers(scores)
+def _scores(samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return every metric, as ``metric,filter`` where a task has several filters."""
+    scores: dict[str, float] = {}
+    for sample in samples:
+        # JSON has no tuples.
+        found = sample_scores({name: tuple(v) if isinstance(v, list) else v for name, v in sample.items()})
+        suffix = f",{sample['filter']}" if len(samples) > 1 else ""
+        scores |= {f"{name}{suffix}": value for name, value in found.items()}
+    return scores
 
 
 def _logprobs(sample: Mapping[str, Any]) -> tuple[float, ...]:
@@ -235,17 +238,24 @@ def _logprobs(sample: Mapping[str, Any]) -> tuple[float, ...]:
     return tuple(float(one[0] if isinstance(one, list) else one) for one in sample["filtered_resps"])
 
 
-def _generated(sample: Mapping[str, Any]) -> dict[str, Any]:
-    output, extracted = sample["resps"][0], sample["filtered_resps"]
-    while isinstance(output, list):
+def _generated(part: Part, samples: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    wanted = metric.partition(",")[2]
+    headline = next((sample for sample in samples if sample.get("filter") == wanted), samples[0])
+    output, extracted = headline["resps"], headline["filtered_resps"]
+    while isinstance(output, list):  # requests, then repeats; of code also candidates: we know of one
         output = output[0]
     while isinstance(extracted, list):
-        extracted = extracted[0] if extracted else None
-    return {"output": output, "extracted": extracted, "target": sample["target"].strip(), "seed": None}
+        extracted = extracted[0] if extracted else ""
+    return {
+        "output": output,
+        "extracted": None if extracted in ("", INVALID) else extracted,
+        "target": headline["target"].strip(),
+        "seed": part.settings.get("torch_seed", 0),
+    }
 
 
 def _ranked(
-    part: Part, item: Item, sample: Mapping[str, Any], arguments: Sequence[Mapping[str, str]], task: TaskSpec
+    part: Part, item: Item, sample: Mapping[str, Any], arguments: Sequence[Mapping[str, str]], metric: str
 ) -> dict[str, Any]:
     logprobs, kind = _logprobs(sample), part.settings.get("output_type")
     if kind == "loglikelihood_rolling":
@@ -264,8 +274,7 @@ def _ranked(
     delimiter = part.settings.get("target_delimiter", " ")
     choices = [arg["arg_1"].removeprefix(delimiter) for arg in arguments[: len(logprobs)]]
     options = item.options if len(item.options) == len(choices) else tuple(choices)
-    metric = task.loglikelihood.metric if task.loglikelihood else ""
-    lengths = [_length(choice, metric) for choice in choices]
+    lengths = [choice_length(choice, metric) or 1.0 for choice in choices]
     best = max(range(len(choices)), key=lambda i: logprobs[i] / lengths[i])
     in_context = len({arg["arg_0"] for arg in arguments[: len(logprobs)]}) > 1
     return {
@@ -275,13 +284,6 @@ def _ranked(
         "choice_logprobs": logprobs,
         "seed": None,
     }
-
-
-def _length(choice: str, metric: str) -> float:
-    """By what lm-eval divides a choice's log-likelihood under ``metric``."""
-    if metric == "acc_norm":
-        return float(len(choice)) or 1.0
-    return (float(len(choice.encode())) or 1.0) if metric == "acc_bytes" else 1.0
 
 
 def _gold(sample: Mapping[str, Any], choices: Sequence[str], options: Sequence[str]) -> str:

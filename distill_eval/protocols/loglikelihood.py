@@ -139,7 +139,7 @@ def _answer(engine: Any, item: Item, sample: Mapping[str, Any], metric: str) -> 
     choices = engine.doc_to_choice(doc)
     # Conditional scores come first; acc_mutual_info appends unconditional ones.
     logprobs = tuple(float(logprob) for logprob, _ in responses[: len(choices)])
-    lengths = [_length(choice, metric) for choice in choices]
+    lengths = [choice_length(choice, metric) for choice in choices]
     best = max(range(len(choices)), key=lambda i: logprobs[i] / lengths[i])
     options = item.options if len(item.options) == len(choices) else tuple(choices)
     output = options[best] if engine.multiple_input else choices[best]
@@ -147,8 +147,8 @@ def _answer(engine: Any, item: Item, sample: Mapping[str, Any], metric: str) -> 
     return _Answer(best, output, " | ".join(options[i] for i in gold), options[best], logprobs)
 
 
-def _length(choice: str, metric: str) -> float:
-    """By what lm-eval divides a choice's log-likelihood under ``metric``."""
+def choice_length(choice: str, metric: str) -> float:
+    """Return what lm-eval divides a choice's log-likelihood by under ``metric``."""
     if metric == "acc_norm":
         return float(len(choice))
     return float(len(choice.encode())) if metric == "acc_bytes" else 1.0

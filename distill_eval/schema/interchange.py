@@ -14,8 +14,8 @@ class Part:
     """The per-sample log of one lm-eval task, or of one subset of an EvalScope benchmark.
 
     ``task``: the engine's own name. ``subset``: lm-eval's dataset_name, EvalScope's subset. ``num_fewshot`` and
-    ``num_rows`` (of the whole split) are None where the folder does not say. ``settings``: what else its files
-    say of how this part ran, under the engine's own names.
+    ``num_rows`` (of the whole split, of which ``num_lines`` were run) are None where the folder does not say.
+    ``settings``: what else its files say of how this part ran, under the engine's own names.
     """
 
     task: str
@@ -23,6 +23,7 @@ class Part:
     path: Path
     num_fewshot: int | None
     num_rows: int | None = None
+    num_lines: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
 

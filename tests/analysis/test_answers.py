@@ -28,7 +28,9 @@ D) a large dog<|im_end|>
 <|im_start|>assistant
 """
 MMLU = ARC.replace("The entire content of your response", "The last line of your response")
-CMMLU = """回答下面的单项选择题，请选出其中的正确答案。你的回答的最后一行应该是这样的格式："答案：[LETTER]"（不带引号），其中 [LETTER] 是 A,B,C,D 中的一个。请在回答前进行一步步思考。
+CMMLU = """回答下面的单项选择题，请选出其中的正确答案。\
+你的回答的最后一行应该是这样的格式："答案：[LETTER]"（不带引号），其中 [LETTER] 是 A,B,C,D 中的一个。\
+请在回答前进行一步步思考。
 
 问题：最基本的生产资料是
 选项：
@@ -41,7 +43,7 @@ BBH = """Q: When could Susan have gone?
 Options:
 (A) 6pm to 9pm
 (B) 7am to 11am
-A: Let's think step by step. Put your final answer in the format of "So the answer is [ANSWER]" (without quotes and markdown)."""
+A: Let's think step by step. Put your final answer in the format of "So the answer is [ANSWER]"."""
 
 
 def read(form, text, prompt=""):
@@ -123,6 +125,16 @@ def read(form, text, prompt=""):
         ("答案：B", None, "B"),
         ("正确答案是B。", None, "B"),
         ("选B", None, "B"),
+        # A letter with another option's text is two answers.
+        ("B) Mars", None, None),
+        ("A) Mars\n\nThe answer is C) Earth", None, None),
+        ("ANSWER: C) Earth", None, None),
+        ("A) Mars is red\n\nThe answer is B) Earth", None, "B"),
+        ("A) Mars\nB) Earth\nC) Earth and Moon\nD) a large dog\n\nThe answer is C", None, "C"),
+        ("Answer choices: A) Mars, B) Earth", None, None),
+        ("A planet that is right there", None, None),
+        # Going on with a question of its own, as examples in a prompt make models do.
+        ("ANSWER: B\n\nWhat is blue?\nA) sky\nB) grass\nANSWER: A", None, "B"),
     ],
 )
 def test_choice(text, strict, lenient):
@@ -180,6 +192,8 @@ def test_chinese(text, strict, lenient):
         ("\\boxed{0.50}", "0.5", "0.5"),
         ("\\boxed{10\\%}", "10", "10"),
         ("\\boxed{9}, so \\boxed{18}", None, "18"),
+        ("\\boxed{9}\n\n\\boxed{18}", None, None),
+        ("ANSWER: \\boxed{18}\n\nA man has 4 eggs.\nReasoning:\nHe eats 2.\nANSWER: \\boxed{2}", None, "18"),
         ("\\boxed{x = 18}", None, "18"),
         ("\\boxed{18", None, "18"),
         ("ANSWER: 18", None, "18"),

@@ -21,9 +21,7 @@ VERSE = "\n\n".join(
 )
 TABLE = "| month | clips | price | total |\n|-------|-------|-------|-------|\n" + "\n".join(
     f"| {month} | {n} | ${n % 7}.00 | ${n * (n % 7)}.00 |"
-    for n, month in enumerate(
-        "January February March April May June July August September October".split(), 11
-    )
+    for n, month in enumerate(("January", "February", "March", "April", "May", "June", "July", "August"), 11)
 )
 CODE = """def area(shape):
     if shape.kind == "circle":
@@ -41,15 +39,17 @@ assert area(Rectangle(2, 3)) == 6
 assert area(Rectangle(4, 5)) == 20
 assert area(Rectangle(0, 5)) == 0
 """
-LIST = "\n".join(
-    f"{i}. {line}"
-    for i, line in enumerate(
-        "Wash the rice.|Boil a litre of water.|Add salt to the water.|Put the rice into the water.|Let it simmer."
-        "|Drain the rice.|Serve it with the fish.".split("|"),
-        1,
-    )
+LIST = """1. Wash the rice.
+2. Boil a litre of water.
+3. Add salt to the water.
+4. Put the rice into the water.
+5. Let it simmer.
+6. Drain the rice.
+7. Serve it with the fish."""
+CHINESE = (
+    "土地是农业生产中最基本的生产资料，它不可替代，也不能再生。"
+    "劳动力可以流动，资金可以借贷，工具可以购买，而土地只能被利用和保护。"
 )
-CHINESE = "土地是农业生产中最基本的生产资料，它不可替代，也不能再生。劳动力可以流动，资金可以借贷，工具可以购买，而土地只能被利用和保护。"
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_multiplication_table_and_count():
 
 def test_a_sampled_loop_need_not_be_exact():
     rng = random.Random(0)
-    words = "I am a great fan of the show and I love the cast and the crew of it".split()
-    text = STORY + " ".join(" ".join(w for w in words if rng.random() > 0.1) for _ in range(12))
+    line = "I am a great fan of the show and I love the cast and the crew of it"
+    text = STORY + " ".join(" ".join(w for w in line.split() if rng.random() > 0.1) for _ in range(12))
     assert has_loop(text)
 
 

@@ -1,0 +1,224 @@
+"""Records of a baseline and a candidate -> the checks a policy asks for.
+
+- generation, loglikelihood: the score's difference, paired on items; a loss is a drop.
+- gap: log-likelihood difference minus generation difference, on items both have scored under both protocols. It is
+  how far the candidate's gap has grown against the baseline's, whatever teacher either was compared with, because
+  a common teacher cancels out; a loss is a rise.
+- failure: the share of answers in a class of failure (analysis/failure_classes.py); a loss is a rise.
+
+Averages weigh tasks equally. They leave out what ``compare`` leaves out of its averages: a task where the baseline
+does not beat guessing has nothing to lose, and would only dilute the losses of the others.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from distill_eval.analysis.chance import beats_chance
+from distill_eval.analysis.eligibility import PROTOCOL_NAMES
+from distill_eval.analysis.estimates import simple_binary
+from distill_eval.analysis.failure_classes import classify
+from distill_eval.analysis.frame import checked_frame
+from distill_eval.analysis.noninferiority import Bounds, Question, Sample, answer, bounds, summarise
+from distill_eval.analysis.pairing import Paired, pair_items, task_protocols
+from distill_eval.schema import gate
+from distill_eval.schema.gate import AVERAGE, Check, Margins, Policy
+from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, PROTOCOLS
+from distill_eval.schema.tasks import TaskSpec
+
+BASELINE, CANDIDATE = "baseline", "candidate"
+"""The ``checkpoint`` of a frame's rows, whatever the two are called in their runs."""
+
+_SIDES = (CANDIDATE, BASELINE)
+_KINDS = {GENERATIVE: gate.GENERATION, LOGLIKELIHOOD: gate.LOGLIKELIHOOD}
+_PERPLEXITY = "perplexity"
+
+
+def gate_records(
+    frame: pd.DataFrame,
+    tasks: Sequence[TaskSpec],
+    policy: Policy,
+    *,
+    num_available: Mapping[str, int] | None = None,
+    bounds: Bounds = bounds,
+) -> tuple[list[Check], list[str]]:
+    """Return the checks of scores, gaps and failures, and notes on what was left out.
+
+    ``frame``: what ``records_frame`` returns, with ``checkpoint`` either ``"baseline"`` or ``"candidate"``.
+    ``num_available``: items each task has beyond those evaluated. Whether the two may be compared at all is
+    ``comparability``'s question. Raises DataError for records that cannot be paired.
+    """
+    data = checked_frame(frame, _SIDES)
+    prints = data.groupby("checkpoint")["fingerprint"].unique()
+    same = len(prints) == 2 and list(prints[BASELINE]) == list(prints[CANDIDATE]) != [""]
+    found: list[_Found] = []
+    notes: list[str] = []
+    for task in tasks:
+        paired = pair_items(data, task, _SIDES)
+        found += _differences(paired, notes)
+        notes += _unscored_notes(paired)
+    if policy.failures:
+        found += _failures(frame, tasks, policy)
+    questions = _questions(found, policy, num_available or {}, same)
+    notes += _average_notes(found, policy)
+    return answer(questions, policy.alpha, bounds), notes
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One task's difference of one kind; ``values``: baseline's and candidate's; ``excluded``: why not in averages."""
+
+    kind: str
+    task: str
+    figure: str
+    direction: str
+    sample: Sample | None
+    values: tuple[float | None, float | None] = (None, None)
+    excluded: str = ""
+
+
+def _differences(paired: Paired, notes: list[str]) -> list[_Found]:
+    """Return a task's differences under each protocol, and of its gap."""
+    task, found, columns = paired.task, [], {}
+    for protocol in task_protocols(task):
+        reason = _no_points(paired, protocol)
+        if reason:
+            notes.append(f"{task.name}: {PROTOCOL_NAMES[protocol]} is not checked: {reason}")
+            continue
+        candidate, baseline = (paired.column(side, protocol) for side in _SIDES)
+        columns[protocol] = candidate - baseline
+        binary = simple_binary(paired, *((side, protocol) for side in _SIDES))
+        sample = summarise(columns[protocol], paired.codes, binary=binary)
+        values = _means(baseline, candidate)
+        excluded = _excluded(paired, protocol)
+        found.append(_Found(_KINDS[protocol], task.name, "", task.direction, sample, values, excluded))
+    if len(columns) == len(PROTOCOLS):
+        gap = columns[LOGLIKELIHOOD] - columns[GENERATIVE]
+        gap = -gap if task.direction == "lower" else gap
+        excluded = next((part.excluded for part in found if part.excluded), "")
+        sample = summarise(gap, paired.codes, top=2.0)
+        found.append(_Found(gate.GAP, task.name, "", "lower", sample, excluded=excluded))
+    return found
+
+
+def _no_points(paired: Paired, protocol: str) -> str:
+    """Return why a difference under this protocol is not in percentage points, empty if it is."""
+    task = paired.task
+    spec = task.loglikelihood if protocol == LOGLIKELIHOOD else task.generative
+    if spec is not None and spec.metric == _PERPLEXITY:
+        return "a perplexity has no percentage points"
+    values = np.concatenate([paired.column(side, protocol) for side in _SIDES])
+    values = values[~np.isnan(values)]
+    return "" if ((values >= 0) & (values <= 1)).all() else "its scores do not lie between 0 and 1"
+
+
+def _means(baseline: np.ndarray, candidate: np.ndarray) -> tuple[float | None, float | None]:
+    both = np.isfinite(baseline) & np.isfinite(candidate)
+    return (float(baseline[both].mean()), float(candidate[both].mean())) if both.any() else (None, None)
+
+
+def _excluded(paired: Paired, protocol: str) -> str:
+    """Return why a task does not enter averages, empty if it does."""
+    if paired.task.direction == "lower":
+        return "lower is better"
+    number = paired.cells.index((BASELINE, protocol))
+    scores, chances = paired.values[:, number], paired.chances[:, number]
+    scored = ~np.isnan(scores)
+    beats = beats_chance(scores[scored], chances[scored])
+    if beats is False or (beats is None and not scores[scored].any()):
+        return f"the baseline does not beat guessing under {PROTOCOL_NAMES[protocol]}"
+    return ""
+
+
+def _failures(frame: pd.DataFrame, tasks: Sequence[TaskSpec], policy: Policy) -> list[_Found]:
+    generative = [task for task in tasks if task.generative is not None]
+    kept = frame["task"].isin([task.name for task in generative]) & (frame["protocol"] == GENERATIVE)
+    rows = classify(frame.loc[kept], generative)
+    found = []
+    for name in policy.failures:
+        marked = checked_frame(rows.assign(score=(rows["failure"] == name).astype("Float64")), _SIDES)
+        for task in generative:
+            paired = pair_items(marked, task, _SIDES, protocols=(GENERATIVE,))
+            candidate, baseline = (paired.column(side, GENERATIVE) for side in _SIDES)
+            binary = simple_binary(paired, *((side, GENERATIVE) for side in _SIDES))
+            sample = summarise(candidate - baseline, paired.codes, binary=binary)
+            values = _means(baseline, candidate)
+            found.append(_Found(gate.FAILURE, task.name, name, "lower", sample, values))
+    return found
+
+
+def _questions(
+    found: Sequence[_Found], policy: Policy, num_available: Mapping[str, int], same: bool
+) -> list[Question]:
+    questions = []
+    for kind, figure, margins in _asked(policy):
+        parts = [part for part in found if (part.kind, part.figure) == (kind, figure)]
+        entering = [part for part in parts if not part.excluded and part.sample is not None]
+        if margins.average is not None and entering:
+            questions.append(_question(AVERAGE, entering, margins.average, num_available, same))
+        for part in parts:
+            margin = margins.of(part.task)
+            if margin is not None:
+                questions.append(_question(part.task, [part], margin, num_available, same))
+    return questions
+
+
+def _asked(policy: Policy) -> list[tuple[str, str, Margins]]:
+    return [
+        (gate.GENERATION, "", policy.generation),
+        (gate.LOGLIKELIHOOD, "", policy.loglikelihood),
+        (gate.GAP, "", policy.gap),
+        *((gate.FAILURE, name, margins) for name, margins in policy.failures.items()),
+    ]
+
+
+def _question(
+    name: str, parts: Sequence[_Found], margin: float, num_available: Mapping[str, int], same: bool
+) -> Question:
+    samples = tuple(part.sample for part in parts if part.sample is not None)
+    values = [_mean(part.values[side] for part in parts) for side in (0, 1)]
+    known = [num_available.get(part.task) for part in parts]
+    first = parts[0]
+    return Question(
+        kind=first.kind,
+        name=name,
+        figure=first.figure,
+        direction="higher" if name == AVERAGE and first.kind in _KINDS.values() else first.direction,
+        margin=margin / 100,
+        samples=samples,
+        baseline=values[0],
+        candidate=values[1],
+        num_available=sum(n for n in known if n is not None) if None not in known else None,
+        same=same and all(sample.num_below + sample.num_above == 0 for sample in samples),
+        tasks=tuple(part.task for part in parts),
+    )
+
+
+def _mean(values) -> float | None:
+    values = list(values)
+    return None if None in values else float(np.mean(values))
+
+
+def _unscored_notes(paired: Paired) -> list[str]:
+    notes = []
+    for (side, protocol), unscored in zip(paired.cells, paired.num_unscored, strict=True):
+        if unscored:
+            notes.append(
+                f"{paired.task.name}: {unscored} answers of the {side} are unscored under "
+                f"{PROTOCOL_NAMES[protocol]} and left out on both sides"
+            )
+    return notes
+
+
+def _average_notes(found: Sequence[_Found], policy: Policy) -> list[str]:
+    notes = []
+    for kind, figure, margins in _asked(policy):
+        if margins.average is None or kind == gate.FAILURE:
+            continue
+        parts = [part for part in found if (part.kind, part.figure) == (kind, figure)]
+        left_out = [f"{part.task} ({part.excluded})" for part in parts if part.excluded]
+        if left_out:
+            notes.append(f"not in the average {kind} check: {', '.join(left_out)}")
+    return notes
