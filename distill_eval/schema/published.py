@@ -31,13 +31,15 @@ class PublishedColumn:
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
     """One model. ``role``: ``"teacher"`` or ``"student"``; ``settings``: what tells the rows of a table apart;
-    ``model``: its id on the hub, None where it is not public.
+    ``model``: its id on the hub, None where it is not public. ``needs``: what that model needs beside transformers:
+    ``code`` (a file of its repository), ``package`` (to install) and ``module`` (that package's import name).
     """
 
     label: str
     role: str
     settings: dict[str, str] = field(default_factory=dict)
     model: str | None = None
+    needs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
