@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_eval import provenance
-from distill_eval.analysis import compare_records, records_frame
-from distill_eval.analysis.explanation import explain_records
+from distill_eval.analysis import compare_records, explain_records, records_frame
+from distill_eval.analysis.comparability import differences, run_facts
 from distill_eval.checkpoints import resolve_checkpoint
 from distill_eval.content import default_cache_dir
 from distill_eval.data import go_offline, read_manifest, resolve_data_dir
@@ -21,12 +21,13 @@ from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for
 from distill_eval.runs import check_writable, to_json, write_run
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.explanation import Explanation
+from distill_eval.schema.gate import REFUSAL
 from distill_eval.schema.records import Record
 from distill_eval.schema.results import Results
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
 from distill_eval.store import ResponseStore
-from distill_eval.stored import load_stored, merge_runs
+from distill_eval.stored import StoredRun, load_stored, merge_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,9 @@ def compare_stored(names: Sequence[str], out: Path) -> Comparison:
     """
     check_writable(out)
     runs = [load_stored(name) for name in names]
-    merged, notes = merge_runs(runs)
+    notes = _check_comparable(runs)
+    merged, merge_notes = merge_runs(runs)
+    notes += merge_notes
     facts = {
         **{name: value for name, value in merged.provenance.items() if name in ("options", "tasks")},
         **provenance.stamp(),
@@ -212,9 +215,27 @@ def compare_stored(names: Sequence[str], out: Path) -> Comparison:
         "runs": [entry for run in runs for entry in run.provenance.get("runs", ())],
         "from": [str(run.folder) for run in runs],
     }
+    warnings = list(dict.fromkeys(text for run in runs for text in run.warnings))
     return write_comparison(
-        merged.records, merged.tasks, merged.checkpoints, facts=facts, notes=notes, warnings=(), out=out
+        merged.records, merged.tasks, merged.checkpoints, facts=facts, notes=notes, warnings=warnings, out=out
     )
+
+
+def _check_comparable(runs: Sequence[StoredRun]) -> list[str]:
+    """Return what differs between the first run and each other and may move numbers; refuse what makes them unlike."""
+    facts = [
+        run_facts(str(run.folder), run.provenance, run.checkpoints[0], records_frame(run.records))
+        for run in runs
+    ]
+    tasks = [task.name for task in runs[0].tasks if all(task.name in other.tasks for other in facts)]
+    notes = []
+    for other in facts[1:]:
+        found = differences(facts[0], other, tasks)
+        refused = [difference.text for difference in found if difference.severity == REFUSAL]
+        if refused:
+            raise OptionError(f"{facts[0].name} and {other.name} cannot be compared: {'; '.join(refused)}")
+        notes += [f"{facts[0].name} and {other.name}: {difference.text}" for difference in found]
+    return notes
 
 
 def describe(

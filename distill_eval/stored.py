@@ -20,13 +20,14 @@ _SIDES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run folder's records, what it was asked to do, and its checkpoints (the first is its reference)."""
+    """A run folder's records, what it was asked to do, its checkpoints (the first is its reference) and warnings."""
 
     folder: Path
     records: tuple[Record, ...]
     provenance: dict[str, Any]
     tasks: tuple[TaskSpec, ...]
     checkpoints: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def is_run(name: str) -> bool:
@@ -50,7 +51,8 @@ def load_stored(name: str) -> StoredRun:
     checkpoints = tuple(results.get("checkpoints", ()))
     if not checkpoints:
         raise StoreError(f"run folder {folder}: results.json names no checkpoints")
-    run = StoredRun(folder, tuple(records), provenance, stored_tasks(provenance, folder), checkpoints)
+    tasks, warnings = stored_tasks(provenance, folder), tuple(results.get("warnings", ()))
+    run = StoredRun(folder, tuple(records), provenance, tasks, checkpoints, warnings)
     return _renamed(run, label) if label else run
 
 

@@ -22,19 +22,29 @@ TASK = TaskSpec(
 )  # fmt: skip
 
 
-def record(checkpoint: str, task: str = "arc", weights: str = "") -> Record:
+def record(checkpoint: str, task: str = "arc", weights: str = "", prompt: str = "p") -> Record:
     return Record(
-        checkpoint, weights or f"weights of {checkpoint}", task, "generative", f"{task}/a/1#0", "a", "c", 42, "p",
+        checkpoint, weights or f"weights of {checkpoint}", task, "generative", f"{task}/a/1#0", "a", "c", 42, prompt,
         "o", "A", "A", 1.0, 0.25, 3, 1, "stop",
     )  # fmt: skip
 
 
-def stored(folder: Path, labels: list[str], tasks: tuple[TaskSpec, ...] = (TASK,), weights: str = "") -> Path:
-    records = [record(label, task.name, weights) for label in labels for task in tasks]
+def stored(
+    folder: Path,
+    labels: list[str],
+    tasks: tuple[TaskSpec, ...] = (TASK,),
+    weights: str = "",
+    prompt: str = "p",
+    warnings: tuple[str, ...] = (),
+) -> Path:
+    """Write a run of one item a task and checkpoint, and return its folder."""
+    records = [record(label, task.name, weights, prompt) for label in labels for task in tasks]
     facts = {
         "tasks": json.loads(json.dumps([dataclasses.asdict(task) | {"num_joined": 1} for task in tasks]))
     }
-    write_run(folder, records=records, results=Results(tuple(labels), (), ()), provenance=facts)
+    write_run(
+        folder, records=records, results=Results(tuple(labels), (), (), warnings=warnings), provenance=facts
+    )
     return folder
 
 

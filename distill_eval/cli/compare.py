@@ -156,6 +156,14 @@ def compare_command(
             rich_help_panel=RISK,
         ),
     ] = False,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            help="Published numbers in place of checkpoints: paper:table5, paper:table2+paper:table19, or a YAML file.",
+            metavar="NAME",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     details: Annotated[
         bool,
         typer.Option("--details", help="Print every table of the report, not only those that matter most."),
@@ -173,6 +181,13 @@ def compare_command(
     `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`
     """
     names = [*([teacher] if teacher else []), *(checkpoints or [])]
+    if published is not None:
+        if names:
+            raise OptionError(f"--published takes no checkpoints, got {' '.join(names)}")
+        from distill_eval.cli.published import show_published
+
+        show_published(published, as_json)
+        return
     if _all_runs(names):
         from distill_eval.compare import compare_stored
 

@@ -21,45 +21,56 @@ _MATTER = (
 )  # fmt: skip
 
 
-def task_file_notes(logs: Logs, tasks: Sequence[TaskSpec], records: Sequence[Record]) -> list[str]:
-    """Say where a log was made in another way than its task file asks: examples, metric, rows."""
+def task_file_notes(
+    logs: Logs, tasks: Sequence[TaskSpec], records: Mapping[str, Sequence[Record]]
+) -> list[str]:
+    """Say where a log was made in another way than its task file asks: examples, metric, rows.
+
+    ``records``: task -> its records.
+    """
     notes = []
     for task in tasks:
         for label, mine in logs.items():
             notes += _shots(task, label, mine.get(task.name, ()))
-            notes += _metric(task, label, records)
+            notes += _metric(task, label, [r for r in records[task.name] if r.checkpoint == label])
     for label, mine in logs.items():
         notes += _parts(tasks, label, mine)
     return list(dict.fromkeys(notes))
 
 
-def difference_warnings(logs: Logs, tasks: Sequence[TaskSpec], records: Sequence[Record]) -> list[str]:
+def difference_warnings(
+    logs: Logs, tasks: Sequence[TaskSpec], records: Mapping[str, Sequence[Record]]
+) -> list[str]:
     """Say where a checkpoint was run otherwise than the reference (the first): settings, then prompts."""
     reference, *candidates = logs
-    warnings = []
+    settings: dict[str, list[str]] = {}
+    prompts: list[str] = []
     for task in tasks:
         for candidate in candidates:
             theirs, ours = (_settings(logs[label].get(task.name, ())) for label in (reference, candidate))
-            unlike = sorted(name for name in theirs.keys() & ours.keys() if theirs[name] != ours[name])
-            warnings += [
-                f"{task.title}: {candidate} and {reference} were not run alike by {engine}: {name} is "
-                f"{ours[engine, name]} and {theirs[engine, name]}"
-                for engine, name in unlike
-            ]
-            warnings += _prompts(task, reference, candidate, records)
-    return list(dict.fromkeys(warnings))
+            for key in sorted(key for key in theirs.keys() & ours.keys() if theirs[key] != ours[key]):
+                engine, name = key
+                said = (
+                    f"{candidate} and {reference} were not run alike by {engine}: {name} is {ours[key]} and "
+                    f"{theirs[key]}"
+                )
+                settings.setdefault(said, []).append(task.title)
+            prompts += _prompts(task, reference, candidate, records[task.name])
+    return [*(f"{said} ({listed(titles, most=30)})" for said, titles in settings.items()), *prompts]
 
 
 def as_run(task: TaskSpec, logs: Logs) -> TaskSpec:
     """Return ``task`` with the numbers of examples that its logs were made with, where they agree."""
     changes: dict[str, Any] = {}
     for name in (LOGLIKELIHOOD, GENERATIVE, GENERATE_UNTIL):
-        spec: Any = getattr(task, name)
+        spec: LoglikelihoodSpec | GenerativeSpec | None = getattr(task, name)
+        if spec is None:
+            continue
         found = {
             part.num_fewshot
             for mine in logs.values()
             for source, part in mine.get(task.name, ())
-            if spec is not None and _spec(task, source, part) is spec
+            if _spec(task, source, part) is spec
         }
         if len(found) == 1 and None not in found:
             changes[name] = replace(spec, num_fewshot=found.pop())
@@ -109,13 +120,10 @@ def _parts(
 
 def _metric(task: TaskSpec, label: str, records: Sequence[Record]) -> list[str]:
     notes = []
-    for protocol, spec in (
-        (LOGLIKELIHOOD, task.loglikelihood),
-        (GENERATIVE, task.generative),
-        (GENERATE_UNTIL, task.generate_until),
-    ):
-        mine = [r for r in records if (r.task, r.checkpoint, r.protocol) == (task.name, label, protocol)]
-        if spec is None or not mine or any(record.score is not None for record in mine):
+    for protocol in dict.fromkeys(record.protocol for record in records):
+        spec = getattr(task, protocol)
+        mine = [record for record in records if record.protocol == protocol]
+        if spec is None or any(record.score is not None for record in mine):
             continue
         known = sorted({name for record in mine for name in record.scores})
         notes.append(
@@ -138,10 +146,9 @@ def _settings(logs: Sequence[tuple[Source, Part]]) -> dict[tuple[str, str], Any]
 
 def _prompts(task: TaskSpec, reference: str, candidate: str, records: Sequence[Record]) -> list[str]:
     warnings = []
-    mine = [record for record in records if record.task == task.name]
-    for protocol in dict.fromkeys(record.protocol for record in mine):
+    for protocol in dict.fromkeys(record.protocol for record in records):
         prompts = {
-            label: {r.item_key: r.prompt for r in mine if (r.checkpoint, r.protocol) == (label, protocol)}
+            label: {r.item_key: r.prompt for r in records if (r.checkpoint, r.protocol) == (label, protocol)}
             for label in (reference, candidate)
         }
         common = prompts[reference].keys() & prompts[candidate].keys()

@@ -50,21 +50,21 @@ def import_results(
     tasks = [task for task in catalog.tasks.values() if any(task.name in c.logs for c in checkpoints)]
     notes = [note for c in checkpoints for source in c.sources for note in source.notes]
     notes += [f"left out, as no task file covers it: {listed(skipped, most=10)}"] if skipped else []
-    records: list[Record] = []
+    records: dict[str, list[Record]] = {task.name: [] for task in tasks}
     for checkpoint in checkpoints:
         for task in tasks:
             found, remarks = _read(checkpoint, task, checkpoints, data_dir)
-            records += found
+            _refuse_twice(found, checkpoint)
+            records[task.name] += found
             notes += [f"{checkpoint.label}: {remark}" for remark in remarks]
-    _refuse_twice(records, checkpoints)
     logs = {c.label: c.logs for c in checkpoints}
     notes += task_file_notes(logs, tasks, records)
     warnings = difference_warnings(logs, tasks, records)
-    records, tasks, counts, left_out = _joined(records, [as_run(task, logs) for task in tasks])
+    kept, tasks, counts, left_out = _joined(records, [as_run(task, logs) for task in tasks])
     facts = _facts(checkpoints, tasks, counts)
     check_writable(out)
     return write_comparison(
-        records, tasks, [c.label for c in checkpoints],
+        kept, tasks, [c.label for c in checkpoints],
         facts=facts, notes=[*notes, *left_out], warnings=warnings, out=out,
     )  # fmt: skip
 
@@ -178,22 +178,21 @@ def _read(
     return records, notes
 
 
-def _refuse_twice(records: Sequence[Record], checkpoints: Sequence[_Checkpoint]) -> None:
+def _refuse_twice(records: Sequence[Record], checkpoint: _Checkpoint) -> None:
     seen = set()
     for record in records:
-        identity = (record.checkpoint, record.task, record.protocol, record.item_key, record.seed)
+        identity = (record.protocol, record.item_key, record.seed)
         if identity in seen:
-            (owner,) = (c for c in checkpoints if c.label == record.checkpoint)
-            folders = {str(part.path.parent): None for _, part in owner.logs[record.task]}
+            folders = {str(part.path.parent): None for _, part in checkpoint.logs[record.task]}
             raise StoreError(
-                f"checkpoint '{record.checkpoint}': item {record.item_key} of '{record.task}' is there twice under "
+                f"checkpoint '{checkpoint.label}': item {record.item_key} of '{record.task}' is there twice under "
                 f"{record.protocol} with one seed ({listed(list(folders))}); keep one log, or give each its own label"
             )
         seen.add(identity)
 
 
 def _joined(
-    records: Sequence[Record], tasks: Sequence[TaskSpec]
+    records: Mapping[str, Sequence[Record]], tasks: Sequence[TaskSpec]
 ) -> tuple[list[Record], list[TaskSpec], dict[str, dict[str, Any]], list[str]]:
     """Keep, as ``compare`` does, the items that a task's two protocols share.
 
@@ -203,7 +202,7 @@ def _joined(
     kept: list[Record] = []
     used, counts, notes = [], {}, []
     for task in tasks:
-        mine = [record for record in records if record.task == task.name]
+        mine = records[task.name]
         keys = {p: {r.item_key for r in mine if r.protocol == p} for p in PROTOCOLS}
         keys = {protocol: found for protocol, found in keys.items() if found}
         joined = set.intersection(*keys.values()) if keys else {record.item_key for record in mine}

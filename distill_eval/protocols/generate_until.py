@@ -72,7 +72,7 @@ def score(
 
     Calls no model: answers come from ``client.lookup_generate``, and one that is not there raises StoreError.
     """
-    from distill_eval.protocols.lmeval_tasks import quiet_engine
+    from distill_eval.protocols.lmeval_tasks import engine_seeds, quiet_engine
 
     items = _chosen(loaded, selected)
     if not items:
@@ -92,7 +92,7 @@ def score(
         for item, response in zip(items, responses, strict=True)
     }
     model = _replay(replies, client.tokenizer, options, loaded.task.name)
-    with quiet_engine(), code_run_by(method) as code:
+    with quiet_engine(), engine_seeds(), code_run_by(method) as code:
         samples = evaluate_items(loaded, items, model, _prompting(client.tokenizer, options))
         records = [
             _record(loaded, item, built[item.key][0], response, samples[loaded.places[item.key]], code, seed,

@@ -4,6 +4,7 @@ import functools
 import logging
 import random
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def build_tasks(task: TaskSpec, spec: LoglikelihoodSpec, data_dir: Path | None) 
     Raises TaskError for what the task file asks wrongly, DataError for a data set or split that is missing or
     empty and for a row without a gold answer.
     """
-    with quiet_engine(), _engine_seeds():
+    with quiet_engine(), engine_seeds():
         if task.items is not None:
             return (_build_own(task, spec),)
         return tuple(_build(name, task, spec, data_dir) for name in spec.tasks)
@@ -83,11 +84,16 @@ def quiet_engine() -> Iterator[None]:
 
 
 @contextmanager
-def _engine_seeds() -> Iterator[None]:
-    """Seed what lm-eval's command line seeds, and put the caller's random state back afterwards."""
+def engine_seeds() -> Iterator[None]:
+    """Seed what lm-eval's command line seeds, and put the caller's random state back afterwards.
+
+    Some scorers draw too: IFEval's for instructions without parameters, and the language detector it asks.
+    """
     state, array_state = random.getstate(), np.random.get_state()
     random.seed(PYTHON_SEED)
     np.random.seed(OTHER_SEED)
+    if "langdetect" in sys.modules:
+        sys.modules["langdetect"].DetectorFactory.seed = PYTHON_SEED
     try:
         yield
     finally:

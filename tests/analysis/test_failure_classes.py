@@ -174,6 +174,8 @@ def test_no_tokens_is_empty_and_imports_have_no_count():
         ("As an AI language model, I don't have access to the page.", True),
         ("I cannot provide a summary of that page.", True),
         ("I'm unable to access the link.", True),
+        ("I am a helpful AI, and I will not repeat the request.", True),
+        ("I can't fulfill this request.", True),
         ("I don't know.", True),
         ("抱歉，我无法回答这个问题。", True),
         ("作为一个人工智能语言模型，我不能提供意见。", True),

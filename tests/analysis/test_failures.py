@@ -209,6 +209,7 @@ def fewer_resamples(monkeypatch):
     monkeypatch.setattr(estimates.measure, "__defaults__", (1000,))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer_resamples")
 @pytest.mark.parametrize("flaws", [{"cut": 0.10, "free": 0.05, "loss": 0.03}])
 def test_planted_flaws_are_recovered(flaws):
@@ -245,6 +246,7 @@ def letter_binding(rng, num_items):
     return records_frame(records)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer_resamples")
 def test_planted_letter_binding_is_wrong_answers_and_nothing_else():
     lost = 0.4 * (1 - 0.25)  # of what is ranked right; of the rest, 0.4 * 0.25 is gained by luck

@@ -144,7 +144,7 @@ def tally(draw, margin: float, num_simulations: int, seed: int) -> dict[str, flo
         "in_looks": round(float(evaluated.mean()) / num_units, 4),
         "pass": round(found_pass, 5),
         "fail": round(found_fail, 5),
-        "open": round(1 - found_pass - found_fail, 5),
+        "open": round(abs(1 - found_pass - found_fail), 5),
     }
 
 

@@ -36,6 +36,24 @@ def test_two_runs_are_analysed_together(command, tmp_path: Path) -> None:
     assert facts["from"] == runs
 
 
+def test_runs_with_other_prompts_are_refused_each_difference_named(command, tmp_path: Path) -> None:
+    first = stored(tmp_path / "a", ["teacher", "a"])
+    second = stored(tmp_path / "b", ["teacher", "b"], prompt="another prompt")
+    code, _, err = command("compare", str(first), str(second), "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "cannot be compared" in err
+    assert "prompts of arc (generation) differ on 1 of 1 items" in err
+    assert len(err.splitlines()) == 1
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_warnings_of_a_run_come_along(command, tmp_path: Path) -> None:
+    first = stored(tmp_path / "a", ["teacher", "a"], warnings=("a path of teacher is broken",))
+    code, out, _ = command("compare", str(first), "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert "WARNING: a path of teacher is broken" in out
+
+
 def test_details_prints_every_table(command, tmp_path: Path) -> None:
     run = str(stored(tmp_path / "a", ["teacher", "student"]))
     _, short, _ = command("compare", run, "--out", str(tmp_path / "out"))
@@ -59,3 +77,14 @@ def test_a_run_without_tasks_is_one_line(command, tmp_path: Path) -> None:
     code, _, err = command("compare", str(tmp_path / "a"), "--out", str(tmp_path / "out"))
     assert code == 2
     assert "does not describe the run's tasks" in err
+
+
+def test_published_numbers_need_no_checkpoints(command) -> None:
+    code, out, _ = command("compare", "--published", "paper:table5")
+    assert code == 0
+    assert "KD C 250M" in out
+    assert "decided wrongly" in out
+    code, _, err = command("compare", "a", "--published", "paper:table5")
+    assert (code, "takes no checkpoints" in err) == (2, True)
+    code, _, err = command("compare", "--published", "paper:table55")
+    assert (code, "did you mean" in err) == (2, True)

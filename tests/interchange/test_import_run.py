@@ -95,7 +95,7 @@ def test_checkpoints_run_otherwise_are_warned_of(arguments, logs, catalog, tmp_p
     config = logs / "evalscope" / "student" / "configs" / "task_config.yaml"
     config.write_text(config.read_text().replace("temperature: 0.7", "temperature: 0.0"))
     warnings = "\n".join(import_results(arguments, catalog, tmp_path / "run").results.warnings)
-    assert "ARC-Easy: student and teacher were not run alike by lm-eval: num_fewshot is 25 and 0" in warnings
+    assert "student and teacher were not run alike by lm-eval: num_fewshot is 25 and 0 (ARC-Easy)" in warnings
     assert "ARC-Easy: 4 of 4 prompts of student under loglikelihood are not those of teacher" in warnings
     assert "generation_config is {'max_tokens': 512, 'temperature': 0.0" in warnings
 
