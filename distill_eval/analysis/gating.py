@@ -16,16 +16,22 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from distill_eval.analysis.chance import beats_chance
-from distill_eval.analysis.eligibility import PROTOCOL_NAMES
+from distill_eval.analysis.differences import (
+    FRACTION,
+    difference_columns,
+    has_gap,
+    headline_metric,
+    score_units,
+)
+from distill_eval.analysis.eligibility import PROTOCOL_NAMES, protocols_at_floor
 from distill_eval.analysis.estimates import simple_binary
 from distill_eval.analysis.failure_classes import classify
 from distill_eval.analysis.frame import checked_frame
 from distill_eval.analysis.noninferiority import Bounds, Question, Sample, answer, bounds, summarise
-from distill_eval.analysis.pairing import Paired, pair_items, task_protocols
+from distill_eval.analysis.pairing import Paired, pair_items
 from distill_eval.schema import gate
 from distill_eval.schema.gate import AVERAGE, Check, Margins, Policy
-from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, PROTOCOLS
+from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.tasks import TaskSpec
 
 BASELINE, CANDIDATE = "baseline", "candidate"
@@ -33,7 +39,6 @@ BASELINE, CANDIDATE = "baseline", "candidate"
 
 _SIDES = (CANDIDATE, BASELINE)
 _KINDS = {GENERATIVE: gate.GENERATION, LOGLIKELIHOOD: gate.LOGLIKELIHOOD}
-_PERPLEXITY = "perplexity"
 
 
 def gate_records(
@@ -81,55 +86,35 @@ class _Found:
 
 def _differences(paired: Paired, notes: list[str]) -> list[_Found]:
     """Return a task's differences under each protocol, and of its gap."""
-    task, found, columns = paired.task, [], {}
-    for protocol in task_protocols(task):
-        reason = _no_points(paired, protocol)
-        if reason:
-            notes.append(f"{task.name}: {PROTOCOL_NAMES[protocol]} is not checked: {reason}")
+    task, units, found = paired.task, score_units(paired), []
+    columns = difference_columns(paired, (BASELINE, CANDIDATE), units)
+    floor = {
+        protocol: f"the baseline does not beat guessing under {PROTOCOL_NAMES[protocol]}"
+        for protocol in protocols_at_floor(paired, BASELINE)
+    }
+    lower = "lower is better" if task.direction == "lower" else ""
+    for protocol, unit in units.items():
+        if unit != FRACTION:
+            notes.append(
+                f"{task.name}: {PROTOCOL_NAMES[protocol]} is not checked: {headline_metric(task, protocol)} has no "
+                "percentage points"
+            )
             continue
-        candidate, baseline = (paired.column(side, protocol) for side in _SIDES)
-        columns[protocol] = candidate - baseline
         binary = simple_binary(paired, *((side, protocol) for side in _SIDES))
-        sample = summarise(columns[protocol], paired.codes, binary=binary)
-        values = _means(baseline, candidate)
-        excluded = _excluded(paired, protocol)
+        sample = summarise(columns[CANDIDATE, protocol], paired.codes, binary=binary)
+        values = _means(paired.column(BASELINE, protocol), paired.column(CANDIDATE, protocol))
+        excluded = lower or floor.get(protocol, "")
         found.append(_Found(_KINDS[protocol], task.name, "", task.direction, sample, values, excluded))
-    if len(columns) == len(PROTOCOLS):
-        gap = columns[LOGLIKELIHOOD] - columns[GENERATIVE]
-        gap = -gap if task.direction == "lower" else gap
-        excluded = next((part.excluded for part in found if part.excluded), "")
-        sample = summarise(gap, paired.codes, top=2.0)
+    if has_gap(units) and len(found) == len(units):
+        sample = summarise(columns[CANDIDATE, "gap"], paired.codes, top=2.0)
+        excluded = lower or next(iter(floor.values()), "")
         found.append(_Found(gate.GAP, task.name, "", "lower", sample, excluded=excluded))
     return found
-
-
-def _no_points(paired: Paired, protocol: str) -> str:
-    """Return why a difference under this protocol is not in percentage points, empty if it is."""
-    task = paired.task
-    spec = task.loglikelihood if protocol == LOGLIKELIHOOD else task.generative
-    if spec is not None and spec.metric == _PERPLEXITY:
-        return "a perplexity has no percentage points"
-    values = np.concatenate([paired.column(side, protocol) for side in _SIDES])
-    values = values[~np.isnan(values)]
-    return "" if ((values >= 0) & (values <= 1)).all() else "its scores do not lie between 0 and 1"
 
 
 def _means(baseline: np.ndarray, candidate: np.ndarray) -> tuple[float | None, float | None]:
     both = np.isfinite(baseline) & np.isfinite(candidate)
     return (float(baseline[both].mean()), float(candidate[both].mean())) if both.any() else (None, None)
-
-
-def _excluded(paired: Paired, protocol: str) -> str:
-    """Return why a task does not enter averages, empty if it does."""
-    if paired.task.direction == "lower":
-        return "lower is better"
-    number = paired.cells.index((BASELINE, protocol))
-    scores, chances = paired.values[:, number], paired.chances[:, number]
-    scored = ~np.isnan(scores)
-    beats = beats_chance(scores[scored], chances[scored])
-    if beats is False or (beats is None and not scores[scored].any()):
-        return f"the baseline does not beat guessing under {PROTOCOL_NAMES[protocol]}"
-    return ""
 
 
 def _failures(frame: pd.DataFrame, tasks: Sequence[TaskSpec], policy: Policy) -> list[_Found]:
