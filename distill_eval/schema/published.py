@@ -164,8 +164,9 @@ class PairDecision:
     """Two rows compared by both protocols. Differences (points) are ``first`` minus ``second``.
 
     ``first`` is the better one by generation. ``reversed``: log-likelihood prefers the other. ``certain``: no
-    rounding of the printed figures can change that. ``others``: (heading, difference, positive is better for
-    ``first``) of log-likelihood columns that generation lacks.
+    rounding of the printed figures can change that. ``axis``: the one setting in which they differ ("" where there
+    is none such), ``choice`` its two values, ``fixed`` the values of the others. ``others``: (heading, difference,
+    positive is better for ``first``) of log-likelihood columns that generation lacks.
     """
 
     first: str
