@@ -43,14 +43,20 @@ def seed_variance(
     item_means, seed_means, mean = draws.mean(axis=1), draws.mean(axis=0), float(draws.mean())
     residuals = draws - item_means[:, None] - seed_means + mean
     df_seeds, df_noise = num_seeds - 1, (num_items - 1) * (num_seeds - 1)
-    by_seed = num_items * float(((seed_means - mean) ** 2).sum()) / df_seeds
-    by_item = num_seeds * float(item_means.var(ddof=1))
-    noise = float((residuals**2).sum()) / df_noise
+    rounding = 1e-24 * float((draws**2).sum())  # what is left of squares that are nothing
+    by_seed, by_item, noise = (
+        squares / df if squares > rounding else 0.0
+        for squares, df in (
+            (num_items * float(((seed_means - mean) ** 2).sum()), df_seeds),
+            (num_seeds * float(((item_means - mean) ** 2).sum()), num_items - 1),
+            (float((residuals**2).sum()), df_noise),
+        )
+    )
 
     found = mean_error(item_means, codes)
     of_noise = noise / num_items / num_seeds
     of_items = max(found.error**2 - of_noise, 0.0)
-    told_apart = _f_test(by_item, noise, num_items - 1, df_noise) <= _ALPHA and of_items > 0
+    told_apart = _f_test(by_item, noise, num_items - 1, df_noise) <= _ALPHA and 0 < of_items < np.inf
     enough = int(np.ceil(max(noise / num_items / of_items / (_WIDER**2 - 1), 1.0))) if told_apart else None
     again = 1 + 1 / num_seeds  # the new seed's variance and that of the mean it is compared with
     return SeedVariance(
