@@ -87,10 +87,11 @@ def _columns(paired: Paired, checkpoints: Sequence[str]) -> dict[tuple[str, str]
     for (candidate, kind), column in difference_columns(paired, checkpoints, units).items():
         if np.isfinite(column).any():
             binary = kind in units and simple_binary(paired, (candidate, kind), (checkpoints[0], kind))
+            # A gap has the unit of both protocols; a task may have one protocol only.
             found[candidate, kind] = (
                 column,
                 paired.codes,
-                units[LOGLIKELIHOOD if kind == GAP else kind],
+                units[GENERATIVE if kind == GAP else kind],
                 binary,
             )
     kinds = (LOGLIKELIHOOD, GENERATIVE, GAP)

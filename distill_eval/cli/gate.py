@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill_eval.errors import OutputError
+from distill_eval.errors import OutputError, UserError
 
 if TYPE_CHECKING:
     from distill_eval.schema.gate import GateResult
@@ -104,8 +104,10 @@ def gate_command(
     `distill-eval gate --baseline runs/main:student --candidate ./student --policy gate.yaml --junit gate.xml`
     """
     from distill_eval.cli.progress import ProgressBars
-    from distill_eval.gate import Evaluation, read_policy, run_gate
+    from distill_eval.gate import Evaluation, names_run, read_policy, run_gate
+    from distill_eval.render.github import command
 
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github
     evaluation = Evaluation(
         out=out,
         tasks_dirs=tuple(tasks_dir or ()),
@@ -113,12 +115,17 @@ def gate_command(
         cache_dir=cache_dir,
         trusted=(candidate,) if trust_remote_code else (),
     )
-    asked = read_policy(policy)
-    with ProgressBars(quiet=as_json) as bars:
-        result = run_gate(
-            baseline, candidate, asked, evaluation=evaluation, on_progress=bars, on_note=bars.note
-        )
-    on_github = os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github
+    try:
+        asked = read_policy(policy)
+        # Stored runs are decided at once: bars are for models.
+        with ProgressBars(quiet=as_json or names_run(candidate)) as bars:
+            result = run_gate(
+                baseline, candidate, asked, evaluation=evaluation, on_progress=bars, on_note=bars.note
+            )
+    except UserError as error:
+        if on_github:
+            print(command("error", "gate", str(error)), file=sys.stderr)
+        raise
     _write_files(result, junit, markdown)
     _print(result, as_json)
     if on_github:

@@ -28,7 +28,7 @@ from distill_eval.schema.gate import (
     Side,
 )
 
-__all__ = ["Evaluation", "read_policy", "run_gate"]
+__all__ = ["Evaluation", "names_run", "read_policy", "run_gate"]
 
 
 def run_gate(

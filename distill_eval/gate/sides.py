@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from distill_eval import provenance
 from distill_eval.analysis.comparability import RunFacts, differences, run_facts
-from distill_eval.errors import OptionError, StoreError, did_you_mean
+from distill_eval.content import default_cache_dir
+from distill_eval.errors import OptionError, StoreError, TaskError, did_you_mean
 from distill_eval.runs import MANIFEST, RESULTS
 from distill_eval.schema.efficiency import Efficiency
 from distill_eval.schema.gate import REFUSAL, Difference, Side
 from distill_eval.schema.requests import Sampling
 from distill_eval.schema.run import RunOptions
+from distill_eval.schema.tasks import TaskSpec
 from distill_eval.stored import StoredRun, load_stored
 
 if TYPE_CHECKING:
@@ -124,13 +126,15 @@ def evaluate_like(
 
     Returns the refusals instead, before any model loads, when today's task files or engines are not the baseline's.
     """
-    from distill_eval.catalog import load_catalog, select_tasks
-    from distill_eval.compare import run_comparison
+    from distill_eval.compare import resolve_all, run_comparison
 
     out = evaluation.out
     if out.resolve() == baseline.run.folder.resolve():
         raise OptionError(f"--out {out} is the baseline's own folder; name another")
-    specs = select_tasks(load_catalog(evaluation.tasks_dirs), names=tasks)
+    resolve_all(
+        [name], evaluation.cache_dir or default_cache_dir(), evaluation.trusted
+    )  # or say what is wrong
+    specs = _todays_tasks(baseline, tasks, evaluation.tasks_dirs)
     recorded = baseline.run.provenance.get("options", {})
     today = RunFacts(
         name="candidate",
@@ -153,6 +157,25 @@ def evaluate_like(
         on_note=on_note,
     )
     return load_side(str(out), "candidate")
+
+
+def _todays_tasks(
+    baseline: LoadedSide, names: Sequence[str], folders: Sequence[Path]
+) -> tuple[TaskSpec, ...]:
+    """Return the tasks of today's files; a task of the user's is looked for where it was."""
+    from distill_eval.catalog import load_catalog, select_tasks
+
+    catalog = load_catalog(folders)
+    lost = [task for task in baseline.run.tasks if task.name in names and task.name not in catalog.tasks]
+    for task in lost:
+        if not Path(task.source_file).is_file():
+            raise TaskError(
+                f"task '{task.name}' of the baseline is in no task file here; name its folder with --tasks-dir "
+                f"(it was {task.source_file})"
+            )
+    if lost:
+        catalog = load_catalog([*folders, *{Path(task.source_file).parent: None for task in lost}])
+    return select_tasks(catalog, names=names)
 
 
 def _options(recorded: dict[str, Any], evaluation: Evaluation, folder: Path) -> RunOptions:

@@ -18,22 +18,23 @@ def annotations(result: GateResult) -> list[str]:
         if difference.severity == REFUSAL
     ]
     errors += [(f"gate: {title_of(c)}", c.why) for c in sorted_checks(result) if c.outcome == FAIL]
-    lines = [_command("error", title, text) for title, text in errors[:_MOST]]
+    lines = [command("error", title, text) for title, text in errors[:_MOST]]
     if len(errors) > _MOST:
-        lines.append(_command("error", "gate", f"and {len(errors) - _MOST} more"))
+        lines.append(command("error", "gate", f"and {len(errors) - _MOST} more"))
     opened = [c for c in sorted_checks(result) if c.outcome == INCONCLUSIVE]
     if opened:
         text = f"{opened[0].why} [{title_of(opened[0])}]"
         rest = f"; likewise {', '.join(title_of(c) for c in opened[1:])}" if opened[1:] else ""
-        lines.append(_command("warning", f"gate: {len(opened)} inconclusive", f"{text}{rest}"))
+        lines.append(command("warning", f"gate: {len(opened)} inconclusive", f"{text}{rest}"))
     warned = [difference.text for difference in result.differences if difference.severity != REFUSAL]
     if warned:
-        lines.append(_command("notice", "gate: what differs", "; ".join(warned)))
-    lines.append(_command("notice", "gate", sentence(result)))
+        lines.append(command("notice", "gate: what differs", "; ".join(warned)))
+    lines.append(command("notice", "gate", sentence(result)))
     return lines
 
 
-def _command(name: str, title: str, text: str) -> str:
+def command(name: str, title: str, text: str) -> str:
+    """Return one workflow command, free of anything that could end it early or start another."""
     return f"::{name} title={_property(one_line(title))}::{_data(one_line(text))}"
 
 

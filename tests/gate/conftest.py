@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -165,3 +166,33 @@ def change_provenance() -> Callable[[Path, Callable[[dict], None]], None]:
         _rewrite(folder, PROVENANCE, edited)
 
     return change
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error_lines(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def run_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Finished]:
+    """Run ``distill-eval ARGS`` in this process and return its exit code and output."""
+
+    def run(*args: object) -> Finished:
+        from distill_eval.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["distill-eval", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return Finished(int(stop.value.code or 0), out, err)
+
+    return run
