@@ -64,7 +64,8 @@ def seed_variance(
         var_items=max(by_item - noise, 0.0) / num_seeds,
         var_noise=noise,
         var_seed=max(by_seed - noise, 0.0) / num_items,
-        seed_p=_f_test(by_seed, noise, df_seeds, df_noise),
+        # So few items have no rarer pattern: any two seeds could be swapped within each.
+        seed_p=max(_f_test(by_seed, noise, df_seeds, df_noise), 2.0 ** (1 - num_items)),
         noise_share=min(of_noise / found.error**2, 1.0) if found.error > 0 else 0.0,
         seeds_enough=enough,
         new_seed=_around(mean, noise / num_items * again, df_noise, limits),
