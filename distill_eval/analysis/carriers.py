@@ -39,11 +39,13 @@ def item_subsets(frame: pd.DataFrame, task: TaskSpec) -> dict[str, str]:
     if "subset" not in frame.columns:
         return {}
     rows = frame.loc[(frame["task"] == task.name).to_numpy(bool, na_value=False)]
-    keys, names = texts(rows["item_key"]), texts(rows["subset"])
-    ranked = texts(rows["protocol"]) == LOGLIKELIHOOD
-    found = pd.DataFrame({"key": keys, "ranked": ranked, "name": names})[names != ""].drop_duplicates()
-    found = found.sort_values(["ranked", "name"], ascending=[True, False])  # of several the last counts
-    return dict(zip(found["key"], found["name"], strict=True))
+    rows = rows[["item_key", "subset", "protocol"]].drop_duplicates()
+    named = zip(
+        texts(rows["protocol"]) == LOGLIKELIHOOD, texts(rows["subset"]), texts(rows["item_key"]), strict=True
+    )
+    # Log-likelihood's name comes last and so wins; among several, the first of the alphabet.
+    ordered = sorted(sorted(named, key=lambda entry: entry[1], reverse=True), key=lambda entry: entry[0])
+    return {key: name for _, name, key in ordered if name}
 
 
 def carriers(
