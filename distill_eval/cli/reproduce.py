@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill_eval.cli.compare import HOW, RISK, WHAT, WHERE, _names, _sampling, _seeds
+from distill_eval.cli.options import HOW, RISK, WHAT, WHERE, parse_sampling, parse_seeds, split_names
 from distill_eval.errors import OptionError
 from distill_eval.schema.run import RunOptions
 
@@ -188,8 +188,8 @@ def reproduce_command(
         options = RunOptions(
             limit=limit,
             limit_seed=limit_seed,
-            seeds=_seeds(seeds, None),
-            sampling=_sampling(greedy, None, None, None, None),
+            seeds=parse_seeds(seeds, None),
+            sampling=parse_sampling(greedy, None, None, None, None),
             max_new_tokens=max_new_tokens,
             backend=backend,
             device=device,
@@ -206,7 +206,7 @@ def reproduce_command(
                 catalog,
                 options,
                 folder,
-                tasks=_names(tasks),
+                tasks=split_names(tasks),
                 trusted=tuple(trust_remote_code or ()),
                 on_progress=bars,
                 on_note=bars.note,
