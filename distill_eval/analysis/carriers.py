@@ -41,9 +41,9 @@ def item_subsets(frame: pd.DataFrame, task: TaskSpec) -> dict[str, str]:
     rows = frame.loc[(frame["task"] == task.name).to_numpy(bool, na_value=False)]
     keys, names = texts(rows["item_key"]), texts(rows["subset"])
     ranked = texts(rows["protocol"]) == LOGLIKELIHOOD
-    found = pd.DataFrame({"key": keys, "ranked": ranked, "name": names})[names != ""].drop_duplicates()
-    found = found.sort_values(["ranked", "name"], ascending=[True, False])  # of several the last counts
-    return dict(zip(found["key"], found["name"], strict=True))
+    found = pd.DataFrame({"ranked": ranked, "name": names, "key": keys}).drop_duplicates()
+    # Of several the last counts.
+    return {key: name for _, name, key in sorted(found.itertuples(index=False, name=None)) if name}
 
 
 def carriers(
