@@ -135,7 +135,7 @@ def _lenient_number(text: str) -> Reading:
         return Reading(value) if agree or _CONCLUDING.search(line) else NOTHING
     text = fold(text)
     for marker in reversed(list(_MARKED.finditer(text))):
-        rest = _typeset(text[marker.end() :].split("\n", 1)[0])
+        rest = _typeset(text[marker.end() : marker.end() + _LINE].split("\n", 1)[0])
         if "=" in rest:  # "the answer is 9 * 2 = 18 dollars"
             rest = rest[rest.rfind("=") + 1 :]
         if (found := _FIGURES.search(rest)) and (value := _number(found.group())):
@@ -147,6 +147,7 @@ def _lenient_number(text: str) -> Reading:
 
 
 _TAIL = 200  # characters at the end, where a last number mostly is
+_LINE = 500  # characters read after a marker; a loop is a line without end
 _ANSWER_LINE = re.compile(r"^ANSWER:.*$", re.MULTILINE)
 _CONCLUDING = re.compile(r"\b(?:answer|therefore|thus|hence|so|finally)\b|答案|所以|因此", re.IGNORECASE)
 

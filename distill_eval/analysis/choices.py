@@ -123,7 +123,7 @@ def lenient_choice(text: str, question: Question) -> Reading:
     return Reading(named, _words(text) == _words(question.options[question.letters.index(named)]))
 
 
-_ASKED_LINE = re.compile(r"^\W*(?:answer|答案)\s*:.*$", re.IGNORECASE | re.MULTILINE)
+_ASKED_LINE = re.compile(r"^[^\w\n]*(?:answer|答案)\s*:.*$", re.IGNORECASE | re.MULTILINE)
 
 
 def _own_part(text: str) -> str:
@@ -209,7 +209,7 @@ def _patterns(letters: str) -> _Patterns:
             r"(?:correct|right|best|true|answer|appropriate)\b|(?:是|项)?正确)"
         ),
         label=re.compile(
-            rf"^\s*(?:[-•]\s+)?(?:option\s+)?[(\[]?({upper}|{either}(?=[)\]]))(?:[)\].:、]+(?!\w\.)|\s*$)",
+            rf"^[^\S\n]*(?:[-•]\s+)?(?:option\s+)?[(\[]?({upper}|{either}(?=[)\]]))(?:[)\].:、]+(?!\w\.)|\s*$)",
             re.MULTILINE,
         ),
         token=re.compile(token),

@@ -279,3 +279,9 @@ def test_forms_of_the_tasks():
         "demo_capitals": "open",
     }  # fmt: skip
     assert {name: forms[name] for name in named} == named
+
+
+def test_a_marker_in_a_line_without_end_is_read_up_to_a_limit() -> None:
+    """A loop of markers on one line took seconds, each marker reading all that followed."""
+    assert read_answer(NUMBER, "the answer is " * 40 + "x " * 300 + "7", None)[1].value == "7"
+    assert read_answer(NUMBER, "the answer is 9 * 2 = 18 dollars " + "x " * 300, None)[1].value == "18"
