@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from distill_eval.content import content_path
-from distill_eval.errors import OptionError, TaskError, did_you_mean
+from distill_eval.errors import OptionError, TaskError, UserError, did_you_mean
+from distill_eval.schema.records import GENERATE_UNTIL, GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.tasks import GenerativeSpec, ItemKey, LoglikelihoodSpec, Suite, TaskSpec
 
 CLUSTERS = ("subset", "options", "question")
@@ -77,20 +78,23 @@ def select_tasks(
 
 def read_task(path: Path) -> TaskSpec:
     """Read and validate one task file; TaskError names the file, the key and what would be right."""
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     where = _Where("task", raw, path)
     where.known_keys(raw, _TASK_KEYS)
     own_items = where.get(raw, "items", _text, None)
     name = where.name
     loglikelihood = where.get(raw, "loglikelihood", _mapping, None)
     generative = where.get(raw, "generative", _mapping, None)
+    generate_until = where.get(raw, "generate_until", _mapping, None)
     if loglikelihood is None and generative is None:
         raise where.error("loglikelihood and generative are both null; a task needs at least one protocol")
     return TaskSpec(
         name=name,
         title=where.get(raw, "title", _text),
         category=where.get(raw, "category", _text),
-        loglikelihood=None if loglikelihood is None else _loglikelihood(where, loglikelihood, own_items),
+        loglikelihood=None
+        if loglikelihood is None
+        else _lm_eval(where, LOGLIKELIHOOD, loglikelihood, own_items),
         generative=None if generative is None else _generative(where, generative, own_items),
         chance=where.get(raw, "chance", _chance, None),
         cluster=where.get(raw, "cluster", _one_of(CLUSTERS), None),
@@ -101,12 +105,15 @@ def read_task(path: Path) -> TaskSpec:
         max_new_tokens=where.get(raw, "max_new_tokens", _at_least(1), None),
         differs=where.get(raw, "differs", _texts, ()),
         source_file=str(path),
+        generate_until=None
+        if generate_until is None
+        else _lm_eval(where, GENERATE_UNTIL, generate_until, own_items),
     )
 
 
 def read_suite(path: Path, tasks: Mapping[str, TaskSpec]) -> Suite:
     """Read and validate one suite file; every task it names must be known."""
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     where = _Where("suite", raw, path)
     where.known_keys(raw, ("name", "title", "tasks", "greedy", "max_new_tokens", "seeds"))
     names = where.get(raw, "tasks", _texts)
@@ -129,24 +136,30 @@ def read_suite(path: Path, tasks: Mapping[str, TaskSpec]) -> Suite:
 
 _TASK_KEYS = (
     "name", "title", "category", "loglikelihood", "generative", "chance", "cluster", "direction", "language",
-    "namespace", "items", "max_new_tokens", "differs",
+    "namespace", "items", "max_new_tokens", "differs", "generate_until",
 )  # fmt: skip
-_LOGLIKELIHOOD_KEYS = (
+_LM_EVAL_KEYS = (
     "tasks", "dataset", "metric", "metrics", "item_key", "num_fewshot", "revision", "options",
 )  # fmt: skip
 _GENERATIVE_KEYS = (
     "benchmark", "dataset", "metric", "item_key", "num_fewshot", "subsets", "revision", "runs_code",
-    "options",
+    "options", "letters",
 )  # fmt: skip
 _ITEM_KEY_KEYS = ("question", "options", "option_skip", "subset")
 # Of engine tasks: lm-eval config keys to override; EvalScope's own extra parameters; raw rows to keep.
-_ENGINE_OPTIONS = {"loglikelihood": ("config", "keep"), "generative": ("extra_params", "keep")}
+_ENGINE_OPTIONS = {
+    LOGLIKELIHOOD: ("config", "keep"),
+    GENERATIVE: ("extra_params", "keep"),
+    GENERATE_UNTIL: ("config", "keep"),
+}
 _OWN_OPTIONS = ("prompt", "target")
 
 
-def _loglikelihood(where: "_Where", raw: dict[str, Any], own_items: str | None) -> LoglikelihoodSpec:
-    at = where.inside("loglikelihood")
-    at.known_keys(raw, _LOGLIKELIHOOD_KEYS)
+def _lm_eval(where: "_Where", protocol: str, raw: dict[str, Any], own_items: str | None) -> LoglikelihoodSpec:
+    at = where.inside(protocol)
+    if own_items and protocol == GENERATE_UNTIL:
+        raise where.error("generate_until needs a task of lm-eval's; items of your own have none")
+    at.known_keys(raw, _LM_EVAL_KEYS)
     metric = at.get(raw, "metric", _text)
     metrics = at.get(raw, "metrics", _texts, (metric,))
     if metric not in metrics:
@@ -159,24 +172,44 @@ def _loglikelihood(where: "_Where", raw: dict[str, Any], own_items: str | None) 
         num_fewshot=at.get(raw, "num_fewshot", _at_least(0), 0),
         metrics=metrics,
         revision=at.get(raw, "revision", _text, None),
-        options=_options(at, raw, own_items, "loglikelihood"),
+        options=_options(at, raw, own_items, protocol),
     )
 
 
 def _generative(where: "_Where", raw: dict[str, Any], own_items: str | None) -> GenerativeSpec:
     at = where.inside("generative")
     at.known_keys(raw, _GENERATIVE_KEYS)
+    item_key = _item_key(at, raw, own_items)
+    options = _options(at, raw, own_items, GENERATIVE)
+    has_letters = options.get("target") == "letter" if own_items else bool(item_key.options)
     return GenerativeSpec(
         benchmark=at.get(raw, "benchmark", _text, at.name if own_items else _REQUIRED),
         dataset=at.get(raw, "dataset", _text, "" if own_items else _REQUIRED),
         metric=at.get(raw, "metric", _text),
-        item_key=_item_key(at, raw, own_items),
+        item_key=item_key,
         num_fewshot=at.get(raw, "num_fewshot", _at_least(0), 0),
         subsets=at.get(raw, "subsets", _texts, ()),
         revision=at.get(raw, "revision", _text, None),
         runs_code=at.get(raw, "runs_code", _flag, False),
-        options=_options(at, raw, own_items, "generative"),
+        options=options,
+        letters=_letters(at, raw, has_letters),
     )
+
+
+def _letters(at: "_Where", raw: dict[str, Any], has_letters: bool) -> str | None:
+    form = at.get(raw, "letters", _text, None)
+    if form is None:
+        return None
+    if form.count("{letter}") != 1:
+        raise at.error(
+            f"{at.prefix}letters must contain {{letter}} once, as in 'ANSWER: {{letter}}', got {form!r}"
+        )
+    if not has_letters:
+        raise at.error(
+            f"{at.prefix}letters needs a task whose prompt shows options by letter "
+            f"(item_key.options; target: letter for items of your own)"
+        )
+    return form
 
 
 def _item_key(at: "_Where", raw: dict[str, Any], own_items: str | None) -> ItemKey:
@@ -322,18 +355,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, error_class: type[UserError] = TaskError) -> dict[str, Any]:
+    """Read a YAML file that must hold a mapping; keys given twice and anything else wrong raise ``error_class``."""
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"cannot read {shown_path(path)}: {error}") from None
+        raise error_class(f"cannot read {shown_path(path)}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise TaskError(f"{shown_path(path)}{line}: malformed YAML: {problem}") from None
+        raise error_class(f"{shown_path(path)}{line}: malformed YAML: {problem}") from None
     if not isinstance(raw, dict):
-        raise TaskError(f"{shown_path(path)}: must be a mapping of keys to values, got {type(raw).__name__}")
+        raise error_class(
+            f"{shown_path(path)}: must be a mapping of keys to values, got {type(raw).__name__}"
+        )
     return raw
 
 

@@ -7,20 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from distill_eval import provenance
-from distill_eval.analysis import compare_records, records_frame
+from distill_eval.analysis import compare_records, explain_records, records_frame
+from distill_eval.analysis.comparability import differences, run_facts
 from distill_eval.checkpoints import resolve_checkpoint
 from distill_eval.content import default_cache_dir
-from distill_eval.data import go_offline, resolve_data_dir
+from distill_eval.data import go_offline, read_manifest, resolve_data_dir
 from distill_eval.errors import OptionError
 from distill_eval.render import html, latex
+from distill_eval.render.explanation import explanation_sections
 from distill_eval.render.probes import probe_notes, probe_warnings
+from distill_eval.render.tables import render_latex
 from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for, plan_tasks, run_checkpoint
-from distill_eval.runs import check_writable, write_run
+from distill_eval.runs import check_writable, to_json, write_run
 from distill_eval.schema.checkpoints import Checkpoint
+from distill_eval.schema.explanation import Explanation
+from distill_eval.schema.gate import REFUSAL
+from distill_eval.schema.records import Record
 from distill_eval.schema.results import Results
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
 from distill_eval.store import ResponseStore
+from distill_eval.stored import StoredRun, load_stored, merge_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,15 @@ class Comparison:
 
     folder: Path
     results: Results
+    explanation: Explanation
     provenance: dict[str, Any]
+
+
+Evaluate = Callable[
+    [Sequence[PlannedTask], Sequence[tuple[Checkpoint, RunOptions]], ResponseStore, OnProgress | None],
+    tuple[Sequence[PlannedTask], Sequence[CheckpointRun]],
+]
+"""Evaluates checkpoints on planned tasks; returns the tasks with the items evaluated, and a run a checkpoint."""
 
 
 def run_comparison(
@@ -40,12 +55,14 @@ def run_comparison(
     *,
     trusted: Sequence[str] = (),
     template: str = "auto",
+    evaluate: Evaluate | None = None,
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Evaluate ``names`` (the first is the reference) on ``tasks`` and write a run folder at ``out``.
 
-    ``trusted``: labels whose checkpoints may run their own code. Raises a UserError for anything the user
+    ``trusted``: labels whose checkpoints may run their own code. ``evaluate``: puts the checkpoints through the
+    planned items, or through part of them; the default, through all. Raises a UserError for anything the user
     can mend; everything the models answered until then stays in the response cache.
     """
     cache_dir = options.cache_dir or default_cache_dir()
@@ -60,17 +77,27 @@ def run_comparison(
     if on_note:
         for note in notes:
             on_note(note)
-    runs = []
+    pairs = [
+        (checkpoint, options_for(checkpoint, reference, options, template)) for checkpoint in checkpoints
+    ]
     store = ResponseStore(cache_dir / "responses.sqlite")
     try:
-        for checkpoint in checkpoints:
-            effective = options_for(checkpoint, reference, options, template)
-            runs.append(run_checkpoint(checkpoint, planned, effective, store, on_progress))
+        planned, runs = (evaluate or _evaluate_all)(planned, pairs, store, on_progress)
     finally:
         store.close()
     probes = [(run.checkpoint.label, run.probes) for run in runs]
     notes += [*probe_notes(probes), *(note for run in runs for note in run.notes)]
     return _conclude(checkpoints, planned, runs, options, template, notes, out)
+
+
+def _evaluate_all(
+    planned: Sequence[PlannedTask],
+    pairs: Sequence[tuple[Checkpoint, RunOptions]],
+    store: ResponseStore,
+    on_progress: OnProgress | None,
+) -> tuple[Sequence[PlannedTask], Sequence[CheckpointRun]]:
+    runs = [run_checkpoint(checkpoint, planned, options, store, on_progress) for checkpoint, options in pairs]
+    return planned, runs
 
 
 def resolve_all(names: Sequence[str], cache_dir: Path, trusted: Sequence[str] = ()) -> tuple[Checkpoint, ...]:
@@ -119,7 +146,7 @@ def difference_notes(checkpoints: Sequence[Checkpoint], template: str) -> list[s
 
 
 def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
-    """Say which tasks have items under one protocol that the other lacks (those are not evaluated)."""
+    """Say which tasks have items under one protocol that the other lacks, or that an arm lacks."""
     notes = []
     for plan in planned:
         left = {protocol: count - plan.num_joined for protocol, count in plan.num_available.items()}
@@ -128,6 +155,12 @@ def join_notes(planned: Sequence[PlannedTask]) -> list[str]:
             notes.append(
                 f"{plan.task.title}: items without a twin under the other protocol were left out: {', '.join(missing)}"
             )
+        if plan.generate_until is not None:
+            lost = len(plan.selected - {item.key for item in plan.generate_until.items})
+            if lost:
+                notes.append(
+                    f"{plan.task.title}: {lost} of {len(plan.selected)} items are not in lm-eval's generative task"
+                )
     return notes
 
 
@@ -140,21 +173,88 @@ def _conclude(
     notes: Sequence[str],
     out: Path,
 ) -> Comparison:
-    tasks = [plan.task for plan in planned]
-    records = [record for run in runs for record in run.records]
+    return write_comparison(
+        [record for run in runs for record in run.records],
+        [plan.task for plan in planned],
+        [checkpoint.label for checkpoint in checkpoints],
+        facts=describe(checkpoints, planned, runs, options, template),
+        notes=notes,
+        warnings=probe_warnings([(run.checkpoint.label, run.probes) for run in runs]),
+        out=out,
+    )
+
+
+def write_comparison(
+    records: Sequence[Record],
+    tasks: Sequence[TaskSpec],
+    checkpoints: Sequence[str],
+    *,
+    facts: dict[str, Any],
+    notes: Sequence[str],
+    warnings: Sequence[str],
+    out: Path,
+) -> Comparison:
+    """Compare ``records`` of ``checkpoints`` (the first is the reference) and write the run folder ``out``.
+
+    ``facts``: the run's provenance, ready for JSON; ``notes`` and ``warnings`` precede those of the analysis.
+    """
     frame = records_frame(records)
-    results = compare_records(frame, tasks, [checkpoint.label for checkpoint in checkpoints])
-    warnings = probe_warnings([(run.checkpoint.label, run.probes) for run in runs])
+    results = compare_records(frame, tasks, checkpoints)
     results = replace(results, notes=(*notes, *results.notes), warnings=(*warnings, *results.warnings))
-    facts = describe(checkpoints, planned, runs, options, template)
+    explanation = explain_records(frame, tasks, checkpoints)
+    sections = explanation_sections(explanation)
     table = latex.render_table1(results)
+    further = [render_latex(part) for _, tables in sections for part in tables]
     files = {
-        "report.html": html.render_report(results, facts, frame).encode(),
+        "explanation.json": to_json(asdict(explanation)),
+        "report.html": html.render_report(results, facts, frame, sections).encode(),
         "table1.tex": latex.render_document(table).encode(),
         "table1_body.tex": table.encode(),
+        "tables.tex": latex.render_document("\n\\clearpage\n".join(further)).encode(),
     }
     write_run(out, records=records, results=results, provenance=facts, files=files)
-    return Comparison(out, results, facts)
+    return Comparison(out, results, explanation, facts)
+
+
+def compare_stored(names: Sequence[str], out: Path) -> Comparison:
+    """Analyse finished runs together, ``[label=]FOLDER`` each, and write a run folder at ``out``; loads no model.
+
+    The first run's first checkpoint is the reference. Raises a UserError for folders that are no runs and for runs
+    that cannot be put together.
+    """
+    check_writable(out)
+    runs = [load_stored(name) for name in names]
+    notes = _check_comparable(runs)
+    merged, merge_notes = merge_runs(runs)
+    notes += merge_notes
+    facts = {
+        **{name: value for name, value in merged.provenance.items() if name in ("options", "tasks")},
+        **provenance.stamp(),
+        "checkpoints": [entry for run in runs for entry in run.provenance.get("checkpoints", ())],
+        "runs": [entry for run in runs for entry in run.provenance.get("runs", ())],
+        "from": [str(run.folder) for run in runs],
+    }
+    warnings = list(dict.fromkeys(text for run in runs for text in run.warnings))
+    return write_comparison(
+        merged.records, merged.tasks, merged.checkpoints, facts=facts, notes=notes, warnings=warnings, out=out
+    )
+
+
+def _check_comparable(runs: Sequence[StoredRun]) -> list[str]:
+    """Return what differs between the first run and each other and may move numbers; refuse what makes them unlike."""
+    facts = [
+        run_facts(str(run.folder), run.provenance, run.checkpoints[0], records_frame(run.records))
+        for run in runs
+    ]
+    tasks = [task.name for task in runs[0].tasks if all(task.name in other.tasks for other in facts)]
+    notes = []
+    for other in facts[1:]:
+        found = differences(facts[0], other, tasks)
+        refused = [difference.text for difference in found if difference.severity == REFUSAL]
+        if refused:
+            raise OptionError(f"{facts[0].name} and {other.name} cannot be compared: {'; '.join(refused)}")
+        notes += [f"{facts[0].name} and {other.name}: {difference.text}" for difference in found]
+    return notes
 
 
 def describe(
@@ -178,6 +278,7 @@ def describe(
             }
             for plan in planned
         ],
+        "data_revisions": data_revisions([plan.task for plan in planned], options.data_dir),
         "runs": [
             {
                 "checkpoint": run.checkpoint.label,
@@ -193,11 +294,19 @@ def describe(
     return json.loads(json.dumps(facts, default=str))
 
 
+def data_revisions(tasks: Sequence[TaskSpec], data_dir: Path | None) -> dict[str, str]:
+    """Return the commit of every data set that comes from a mirror whose manifest knows it."""
+    known = read_manifest(data_dir).get("datasets", {}) if data_dir is not None else {}
+    specs = [spec for task in tasks for spec in (task.loglikelihood, task.generative) if spec is not None]
+    return {spec.dataset: known[spec.dataset]["commit"] for spec in specs if spec.dataset in known}
+
+
 def engine_seconds(planned: Sequence[PlannedTask]) -> dict[str, dict[str, float]]:
     """Seconds the engines themselves took (start-up, building, scorers), per protocol, over all tasks."""
     totals: dict[str, dict[str, float]] = {}
     for plan in planned:
-        for protocol, loaded in (("loglikelihood", plan.loglikelihood), ("generative", plan.generative)):
+        for protocol in ("loglikelihood", "generative", "generate_until"):
+            loaded = getattr(plan, protocol)
             for name, value in (loaded.timings if loaded is not None else {}).items():
                 per_protocol = totals.setdefault(protocol, {})
                 per_protocol[name] = round(per_protocol.get(name, 0.0) + value, 3)

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def content_path(name: str) -> Path:
-    """Return where ``tasks``, ``reports/templates``, ``reports/reference`` or the plot style lies.
+    """Return where ``tasks``, ``reports/templates``, ``reports/reference``, the default gate or the plot style lies.
 
     A checkout's own files win over the copy inside a wheel, because an editable install leaves a stale one.
     Raises FileNotFoundError when neither exists: the installation is broken, not the user's input.

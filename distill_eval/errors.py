@@ -6,7 +6,9 @@
     |- OptionError                  a flag or combination of flags
     |- CheckpointError              a model name, folder, weight or tokenizer file
     |- TaskError                    a task or suite file
+    |- PolicyError                  a gate's policy file
     |- DataError                    a dataset, split, row or mirror
+    |- PublishedError               a file of published numbers or of claims
     |- StoreError                   the response cache or a run folder
     |- OutputError                  a place that cannot be written to
     |- BackendError                 a model that cannot be run (NaN weights, out of memory, ...)
@@ -37,12 +39,20 @@ class TaskError(UserError):
     """A task or suite file that is missing or malformed."""
 
 
+class PolicyError(UserError):
+    """A gate's policy file that is missing or malformed, or names what the runs do not have."""
+
+
 class ConfigError(UserError):
     """A model's settings that do not fit together."""
 
 
 class DataError(UserError):
     """A dataset that is missing, empty or lacks what a task needs."""
+
+
+class PublishedError(UserError):
+    """A file of published numbers or claims that is missing or malformed."""
 
 
 class StoreError(UserError):

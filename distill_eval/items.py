@@ -67,9 +67,23 @@ def select_keys(pool: Iterable[str], limit: int | None, seed: int) -> frozenset[
     is missing on one side moves no other.
     """
     keys = frozenset(pool)
-    if limit is None or limit >= len(keys):
-        return keys
-    return frozenset(sorted(keys, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).digest())[:limit])
+    return keys if limit is None else frozenset(ordered_keys(keys, seed)[:limit])
+
+
+def ordered_keys(
+    pool: Iterable[str], seed: int, clusters: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """Return the keys in the fixed random order of which ``select_keys`` draws the first.
+
+    ``clusters`` (key -> cluster): clusters come in random order instead, each one's items together.
+    """
+
+    def rank(text: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{text}".encode()).digest()
+
+    if clusters is None:
+        return tuple(sorted(frozenset(pool), key=rank))
+    return tuple(sorted(frozenset(pool), key=lambda key: (rank(clusters[key]), clusters[key], rank(key))))
 
 
 def _field(row: Mapping[str, Any], path: str, task: TaskSpec) -> Any:

@@ -79,11 +79,11 @@ def needed_parts(tasks: Iterable[TaskSpec]) -> tuple[Part, ...]:
     """Return what the engines will read for ``tasks``, from their own definitions of these benchmarks."""
     tasks = [task for task in tasks if task.items is None]
     parts = [part for task in tasks if task.generative for part in _generative_parts(task.generative)]
-    if any(task.loglikelihood for task in tasks):
+    sides = [(task, spec) for task in tasks for spec in (task.loglikelihood, task.generate_until) if spec]
+    if sides:
         index = _lm_eval_index()
-        for task in tasks:
-            if task.loglikelihood:
-                parts += _loglikelihood_parts(task, task.loglikelihood, index)
+        for task, spec in sides:
+            parts += _lm_eval_parts(task, spec, index)
     return tuple(dict.fromkeys(parts))
 
 
@@ -145,7 +145,7 @@ def _generative_parts(spec: GenerativeSpec) -> list[Part]:
     return [Part(spec.dataset, name, split, source, spec.revision) for name in configs for split in splits]
 
 
-def _loglikelihood_parts(task: TaskSpec, spec: LoglikelihoodSpec, index: dict[str, Any]) -> list[Part]:
+def _lm_eval_parts(task: TaskSpec, spec: LoglikelihoodSpec, index: dict[str, Any]) -> list[Part]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     parts = []

@@ -1,24 +1,26 @@
 """Checkpoints x tasks -> Records. Data is checked before any model loads; scoring runs after it is freed.
 
-Order, per checkpoint: probes, log-likelihood, generation (the model is needed), then EvalScope's scorers
-(which fork and run code, so the model is gone by then). Every model answer passes through the response
-cache: a second run, or one that was killed, asks the model only for what is missing.
+Order, per checkpoint: probes, log-likelihood, bridging arm letters, generation (the model is needed), then the
+engines' scorers of generations (which fork and run code, so the model is gone by then). Every model answer passes
+through the response cache: a second run, or one that was killed, asks the model only for what is missing.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from distill_eval import items
 from distill_eval.backends import open_backend
 from distill_eval.checkpoints import load_tokenizer
 from distill_eval.errors import DataError
 from distill_eval.probes import run_probes
-from distill_eval.protocols import generative, loglikelihood
+from distill_eval.protocols import generate_until, generative, letters, loglikelihood
 from distill_eval.protocols.client import Client, Counts
+from distill_eval.protocols.lmeval_engine import LoadedTask
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.probes import Probe
-from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, Record
+from distill_eval.schema.records import GENERATE_UNTIL, GENERATIVE, LETTERS, LOGLIKELIHOOD, Record
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
 from distill_eval.store import ResponseStore
@@ -29,14 +31,19 @@ OnProgress = Callable[[str, str, str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PlannedTask:
-    """A task with both engines' data loaded and the items chosen: the same for every checkpoint."""
+    """A task with both engines' data loaded and the items chosen: the same for every checkpoint.
+
+    ``arms``: the bridging arms to run, of those asked for; ``generate_until``: the data of the one of that name.
+    """
 
     task: TaskSpec
-    loglikelihood: loglikelihood.LoadedLoglikelihood | None
+    loglikelihood: LoadedTask | None
     generative: generative.LoadedGenerative | None
     selected: frozenset[str]
     num_available: dict[str, int]
     num_joined: int
+    arms: tuple[str, ...] = ()
+    generate_until: LoadedTask | None = None
 
 
 @dataclass
@@ -88,6 +95,17 @@ def _plan_task(task: TaskSpec, options: RunOptions) -> PlannedTask:
             f"task '{task.name}': no item is common to both protocols ({counts}); "
             f"check item_key in {task.source_file}"
         )
+    arms = tuple(arm for arm in options.arms if arm in task_arms(task))
+    again = generate_until.load(task, options.data_dir) if GENERATE_UNTIL in arms else None
+    if again is not None:
+        generate_until.check_runnable(again, options)
+        if joined.isdisjoint(item.key for item in again.items):
+            raise DataError(
+                f"task '{task.name}': no item of generate_until is among those of the protocols; "
+                f"check its item_key in {task.source_file}"
+            )
+    if generated is not None and LETTERS in arms:
+        letters.check(generated)
     return PlannedTask(
         task=task,
         loglikelihood=ranked,
@@ -95,7 +113,16 @@ def _plan_task(task: TaskSpec, options: RunOptions) -> PlannedTask:
         selected=items.select_keys(joined, options.limit, options.limit_seed),
         num_available={protocol: len(found) for protocol, found in keys.items()},
         num_joined=len(joined),
+        arms=arms,
+        generate_until=again,
     )
+
+
+def task_arms(task: TaskSpec) -> tuple[str, ...]:
+    """Return the bridging arms a task has."""
+    has_letters = task.generative is not None and task.generative.letters is not None
+    found = ((LETTERS, has_letters), (GENERATE_UNTIL, task.generate_until is not None))
+    return tuple(arm for arm, has in found if has)
 
 
 def run_checkpoint(
@@ -105,7 +132,7 @@ def run_checkpoint(
     store: ResponseStore,
     on_progress: OnProgress | None = None,
 ) -> CheckpointRun:
-    """Put one checkpoint through every planned task under both protocols and return its records."""
+    """Put one checkpoint through every planned task under both protocols and its arms; return its records."""
     tokenizer = load_tokenizer(checkpoint)
     backend = open_backend(options, checkpoint, tokenizer)
     stage = "probes"
@@ -124,36 +151,42 @@ def run_checkpoint(
             if plan.loglikelihood is not None:
                 with _timed(run.seconds, f"{LOGLIKELIHOOD}/{plan.task.name}"):
                     run.records += loglikelihood.run(plan.loglikelihood, plan.selected, client, options)
-        stage = GENERATIVE
+        stage = LETTERS
         for plan in planned:
-            if plan.generative is not None:
-                for seed in generation_seeds(options):
-                    with _timed(run.seconds, f"{GENERATIVE}/{plan.task.name}"):
-                        client.generate(
-                            generative.build_requests(
-                                plan.generative,
-                                plan.selected,
-                                tokenizer,
-                                options,
-                                seed,
-                                max_length=client.max_length,
-                            ),
-                            label=plan.task.name,
-                        )
+            if plan.generative is not None and LETTERS in plan.arms:
+                with _timed(run.seconds, f"{LETTERS}/{plan.task.name}"):
+                    run.records += letters.run(plan.generative, plan.selected, client, options)
+        for name, plan, module, loaded in _generations(planned):
+            stage = name
+            for seed in generation_seeds(options):
+                with _timed(run.seconds, f"{name}/{plan.task.name}"):
+                    client.generate(
+                        module.build_requests(
+                            loaded, plan.selected, tokenizer, options, seed, max_length=client.max_length
+                        ),
+                        label=plan.task.name,
+                    )
     finally:
         backend.close()
     stage = "scoring"
-    scored = [(plan, plan.generative) for plan in planned if plan.generative is not None]
-    for done, (plan, loaded) in enumerate(scored):
+    scored = _generations(planned)
+    for done, (_, plan, module, loaded) in enumerate(scored):
         report(plan.task.name, done, len(scored))
         for seed in generation_seeds(options):
             with _timed(run.seconds, f"scoring/{plan.task.name}"):
-                run.records += generative.score(loaded, plan.selected, client, options, seed)
+                run.records += module.score(loaded, plan.selected, client, options, seed)
     if scored:
-        report(scored[-1][0].task.name, len(scored), len(scored))
+        report(scored[-1][1].task.name, len(scored), len(scored))
     run.counts = client.counts
     run.notes = backend.notes
     return run
+
+
+def _generations(planned: Sequence[PlannedTask]) -> list[tuple[str, PlannedTask, Any, Any]]:
+    """Return what generates and is scored afterwards: (protocol or arm, task, its module, its data)."""
+    kinds = ((GENERATIVE, generative), (GENERATE_UNTIL, generate_until))
+    found = [(name, plan, module, getattr(plan, name)) for name, module in kinds for plan in planned]
+    return [each for each in found if each[3] is not None]
 
 
 def generation_seeds(options: RunOptions) -> tuple[int, ...]:

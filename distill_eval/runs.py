@@ -263,20 +263,21 @@ def records_from_parquet(data: bytes) -> list[Record]:
 
 def to_json(value: Any) -> bytes:
     """Return ``value`` as indented JSON; numbers that JSON cannot hold (NaN, infinity) become null."""
-    return (json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return ``value`` as what JSON can hold; NaN and infinity become None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, set | frozenset):
-        return sorted(_plain(inner) for inner in value)
+        return sorted(plain(inner) for inner in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value))
     if value is None or isinstance(value, bool | int | str):
         return value
     return str(value)

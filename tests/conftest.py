@@ -1,8 +1,11 @@
 """Shared fixtures: real small models and, when a mirror lies at hand, real benchmark data."""
 
+import json
 import os
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,7 +116,6 @@ def tiny_hybrid_folder(
     """
 
     def make(kind: str) -> Path:
-        import json
         import shutil
 
         import torch
@@ -174,3 +176,27 @@ def demo_teacher(tmp_path_factory: pytest.TempPathFactory):
     return resolve_checkpoint(
         "demo:smollm2", cache_dir=Path(cache) if cache else tmp_path_factory.mktemp("cache")
     )
+
+
+@pytest.fixture
+def made_data(tmp_path: Path) -> Callable[..., Path]:
+    """A maker of data sets in a mirror of one's own: ``made_data(id, {config: {split: rows}})`` -> the mirror."""
+
+    def make(dataset_id: str, configs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Path:
+        folder = tmp_path / "mirror" / dataset_id
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for config, splits in configs.items():
+            files = []
+            for split, rows in splits.items():
+                # ``datasets`` keys its cache by folder name and front matter, not by content.
+                name = f"{config}-{split}-{uuid.uuid4().hex[:8]}.jsonl"
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                (folder / name).write_text(text, encoding="utf-8")
+                files.append({"split": split, "path": name})
+            entries.append({"config_name": config, "data_files": files})
+        front_matter = json.dumps({"configs": entries})  # JSON is YAML
+        (folder / "README.md").write_text(f"---\n{front_matter}\n---\n", encoding="utf-8")
+        return tmp_path / "mirror"
+
+    return make

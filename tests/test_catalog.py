@@ -130,6 +130,54 @@ generative: {metric: exact_match, options: {prompt: "{question}"}}
             load_catalog([write(tmp_path, text.replace('"{question}"', f'"{prompt}"'))])
 
 
+def test_arms(catalog):
+    # Prompts that ask for a letter at once. MMLU, MMLU-Redux, CMMLU and C-Eval want or show reasoning first.
+    forms = {name: task.generative.letters for name, task in catalog.tasks.items() if task.generative}
+    assert {name for name, form in forms.items() if form} == {
+        "arc_easy", "arc_challenge", "hellaswag", "winogrande", "piqa", "truthfulqa",
+    }  # fmt: skip
+    arms = {name: task.generate_until for name, task in catalog.tasks.items() if task.generate_until}
+    assert set(arms) == {"gsm8k", "bbh", "ifeval", "humaneval"}
+    for name, spec in arms.items():
+        assert spec.num_fewshot == catalog.tasks[name].generative.num_fewshot
+    assert len(arms["bbh"].tasks) == 27
+
+
+@pytest.mark.parametrize(
+    ("letters", "key", "message"),
+    [
+        (
+            "ANSWER: A",
+            ", options: choices.text",
+            r"generative\.letters must contain \{letter\} once.*'ANSWER: A'",
+        ),
+        ("{letter}{letter}", ", options: choices.text", r"generative\.letters must contain \{letter\} once"),
+        ("ANSWER: {letter}", "", r"generative\.letters needs a task whose prompt shows options by letter"),
+    ],
+)
+def test_letters_need_a_form_and_options(tmp_path, letters, key, message):
+    spec = (
+        f"{{benchmark: arc, dataset: a/b, metric: acc, item_key: {{question: q{key}}}, letters: '{letters}'}}"
+    )
+    write(tmp_path, GOOD.replace("generative: null", f"generative: {spec}"))
+    with pytest.raises(TaskError, match=message):
+        load_catalog([tmp_path])
+
+
+def test_arms_of_own_items(tmp_path):
+    text = """
+title: Mine
+category: test
+items: questions.jsonl
+generative: {metric: exact_match, letters: "{letter}", options: {prompt: "{question} {choices}", target: letter}}
+"""
+    assert load_catalog([write(tmp_path, text)]).tasks["mine"].generative.letters == "{letter}"
+    with pytest.raises(TaskError, match=r"letters needs a task whose prompt shows options by letter"):
+        load_catalog([write(tmp_path, text.replace(", target: letter", ""))])
+    with pytest.raises(TaskError, match=r"generate_until needs a task of lm-eval's"):
+        load_catalog([write(tmp_path, f"{text}generate_until: {{tasks: gsm8k}}\n")])
+
+
 MISTAKES = [
     ("category: test", "category: test\nfewshot: 3", r"unknown key 'fewshot'"),
     ("metric: acc", "metirc: acc", r"unknown key 'loglikelihood\.metirc'; did you mean 'metric'"),
@@ -161,6 +209,12 @@ MISTAKES = [
     ("title: Mine", "title: Mine\ntitle: Yours", r"mine\.yaml:3: malformed YAML: key 'title' is given twice"),
     ("category: test", "category: [test", r"mine\.yaml:\d+: malformed YAML"),
     ("loglikelihood:", "loglikelihood: null\nother:", r"unknown key 'other'"),
+    ("generative: null", "generate_until: {tasks: gsm8k}", r"generate_until\.metric is required"),
+    (
+        "generative: null",
+        "generate_until: {task: gsm8k}",
+        r"unknown key 'generate_until\.task'; did you mean 'tasks'",
+    ),
 ]
 
 

@@ -260,7 +260,8 @@ def test_prefetch_knows_what_the_engines_read():
     assert counts["cais/mmlu", "test"] == 58, "57 subjects for lm-eval, one table of all for EvalScope"
     assert counts["cais/mmlu", "dev"] == 1, "five examples a subject, for EvalScope alone"
     assert counts["evalscope/ceval", "dev"] == counts["evalscope/ceval", "val"] == 52
-    assert counts["AI-ModelScope/gsm8k", "train"] == 1
+    assert counts["AI-ModelScope/gsm8k", "train"] == counts["openai/gsm8k", "train"] == 1
+    assert counts["SaylorTwift/bbh", "test"] == counts["evalscope/bbh", "test"] == 27
     sources = {part.dataset_id: part.source for part in parts}
     assert sources["AI-ModelScope/gsm8k"] == "openai/gsm8k"
     assert sources[CMMLU] == CMMLU_SOURCE

@@ -29,6 +29,13 @@ EXPECTED = {
     "humaneval": (None, ("openai_humaneval", "test"), 0, 164, 0),
     "ifeval": (None, ("default", "train"), 0, 541, 0),
 }
+# task -> lm-eval config and split of the arm generate_until, whose items are all of the generative protocol's.
+GENERATE_UNTIL = {
+    "gsm8k": ("main", "test"),
+    "bbh": ("*", "test"),
+    "humaneval": ("openai_humaneval", "test"),
+    "ifeval": ("default", "train"),
+}
 NOT_MIRRORED = ("ceval", "truthfulqa")
 
 
@@ -93,6 +100,17 @@ def test_join(name, items_of, record_property):
         assert here_by[key].cluster == there_by[key].cluster
 
 
+@pytest.mark.parametrize("name", GENERATE_UNTIL)
+def test_the_arm_of_lm_evals_generative_tasks_joins_completely(name, catalog, items_of, data_dir):
+    spec = catalog.tasks[name].generate_until
+    seen = Counter()
+    pairs = rows(spec.dataset, GENERATE_UNTIL[name], data_dir)
+    arm = [identify(row, spec.item_key, catalog.tasks[name], config, seen) for config, row in pairs]
+    there = [item for item, _ in items_of(name, 1)]
+    assert {(item.key, item.cluster) for item in arm} == {(item.key, item.cluster) for item in there}
+    assert len(arm) == len(there) == EXPECTED[name][3]
+
+
 def test_redux_uses_the_questions_it_finds_correct(catalog, items_of):
     task = catalog.tasks["mmlu_redux"]
     kept = {item.key: row for item, row in items_of("mmlu_redux", 1) if is_kept(row, task.generative, task)}
@@ -116,6 +134,7 @@ def test_rows_that_repeat_are_kept_apart(items_of):
 def test_every_task_is_accounted_for(catalog, data_dir):
     from_engines = {name for name, task in catalog.tasks.items() if task.items is None}
     assert from_engines == set(EXPECTED) | set(NOT_MIRRORED)
+    assert {name for name, task in catalog.tasks.items() if task.generate_until} == set(GENERATE_UNTIL)
     for name in NOT_MIRRORED:
         assert mirror_folder(catalog.tasks[name].loglikelihood.dataset, data_dir) is None
     folder = mirror_folder(catalog.tasks["gsm8k"].generative.dataset, data_dir)

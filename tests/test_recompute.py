@@ -10,6 +10,7 @@ import pytest
 from distill_eval.backends import fake
 from distill_eval.catalog import load_catalog, select_tasks
 from distill_eval.compare import run_comparison
+from distill_eval.schema.records import PROTOCOLS
 from distill_eval.schema.requests import GREEDY
 from distill_eval.schema.run import RunOptions
 
@@ -39,7 +40,7 @@ def run_folder(
 def recompute(folder: Path) -> tuple[dict, dict, dict]:
     """(task, protocol, checkpoint) -> accuracy, (task, protocol) -> delta, task -> gap; from the records."""
     frame = pd.read_parquet(folder / "records.parquet")
-    scored = frame.dropna(subset=["score"])
+    scored = frame.loc[frame["protocol"].isin(PROTOCOLS)].dropna(subset=["score"])
     accuracy = scored.groupby(["task", "protocol", "checkpoint"])["score"].mean()
     items = scored.groupby(["task", "protocol", "item_key", "checkpoint"])["score"].mean().unstack()
     difference = (items["b"] - items["a"]).dropna()

@@ -1,13 +1,16 @@
-"""Pure functions on Records: paired estimates, deltas, gaps, averages.
+"""Pure functions on Records: estimates, deltas and gaps, and what explains them.
 
 From a notebook::
 
-    from distill_eval.analysis import compare_records, records_frame
+    from distill_eval.analysis import compare_records, explain_records, records_frame
 
-    results = compare_records(records_frame(records), tasks, ["teacher", "student"])
+    frame = records_frame(records)
+    results = compare_records(frame, tasks, ["teacher", "student"])
+    explanation = explain_records(frame, tasks, ["teacher", "student"])
 """
 
 from distill_eval.analysis.comparison import compare_records
+from distill_eval.analysis.explanation import explain_records
 from distill_eval.analysis.frame import records_frame
 
-__all__ = ["compare_records", "records_frame"]
+__all__ = ["compare_records", "explain_records", "records_frame"]

@@ -65,7 +65,7 @@ def checked_frame(frame: pd.DataFrame, checkpoints: Sequence[str]) -> pd.DataFra
         data[name] = _categories(data[name])
     for name in ("score", "chance", "seed"):
         try:
-            data[name] = _numbers(data[name])
+            data[name] = numbers(data[name])
         except (ValueError, TypeError) as error:
             raise DataError(f"records: column {name!r} must hold numbers or nothing: {error}") from None
     data = data.loc[data["checkpoint"].isin(list(checkpoints))]
@@ -102,8 +102,14 @@ def _identity(data: pd.DataFrame) -> list[np.ndarray]:
     return [*codes, np.asarray(data[_IDENTITY[-1]])]
 
 
-def _numbers(column: Any) -> np.ndarray:
+def numbers(column: Any) -> np.ndarray:
+    """Return a column as floats, NaN where it is missing."""
     return pd.Series(pd.to_numeric(column)).astype("Float64").to_numpy("float64", na_value=np.nan)
+
+
+def texts(column: Any) -> np.ndarray:
+    """Return a column as strings, empty where it is missing."""
+    return pd.Series(column).astype("string").fillna("").to_numpy(object)
 
 
 def _refuse_unknown_protocol(data: pd.DataFrame) -> None:

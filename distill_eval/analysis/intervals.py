@@ -27,12 +27,16 @@ def wilson(num_right: float, num_items: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def tango(num_gained: int, num_lost: int, num_items: int) -> tuple[float, float]:
+def tango(
+    num_gained: float, num_lost: float, num_items: float, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
     """Return Tango's score interval for a paired difference of proportions, ``(gained - lost) / items``.
 
     ``num_gained`` and ``num_lost`` count the two kinds of discordant items. Source: Tango, Statistics in
     Medicine 17:891-908 (1998), equations 7 to 9: the differences that its score test does not reject.
     """
+
+    z = float(ndtri(0.5 + confidence / 2))
 
     def statistic(delta: float) -> float:
         linear = -num_gained - num_lost + (2 * num_items - num_gained + num_lost) * delta
@@ -52,9 +56,9 @@ def tango(num_gained: int, num_lost: int, num_items: int) -> tuple[float, float]
     low = high = estimate
     edge = 1 - 1e-12
     if estimate > -edge:
-        low = -1.0 if statistic(-edge) <= _Z else crossing(_Z, -edge, estimate)
+        low = -1.0 if statistic(-edge) <= z else crossing(z, -edge, estimate)
     if estimate < edge:
-        high = 1.0 if statistic(edge) >= -_Z else crossing(-_Z, estimate, edge)
+        high = 1.0 if statistic(edge) >= -z else crossing(-z, estimate, edge)
     return float(low), float(high)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from distill_eval.analysis.eligibility import PROTOCOL_NAMES
 from distill_eval.analysis.intervals import effective_clusters
 from distill_eval.analysis.pairing import Paired
+from distill_eval.schema.records import PROTOCOLS
 from distill_eval.schema.results import TaskResult
 from distill_eval.schema.tasks import TaskSpec
 
@@ -20,7 +21,7 @@ _FEW_CLUSTERS = 10
 
 def frame_notes(data: pd.DataFrame, tasks: Sequence[TaskSpec], checkpoints: Sequence[str]) -> list[str]:
     """Return notes on the records as a whole: absent checkpoints, twins, tasks left aside, seeds."""
-    notes = []
+    notes, data = [], data.loc[data["protocol"].isin(PROTOCOLS)]  # what arms lack or share is not the table's
     present = set(data["checkpoint"].unique())
     notes += [f"{label}: no records" for label in checkpoints if label not in present]
     known = data.loc[data["fingerprint"] != ""].drop_duplicates(["checkpoint", "fingerprint"])

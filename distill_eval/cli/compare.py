@@ -1,22 +1,30 @@
 """``distill-eval compare``: the main command."""
 
-import contextlib
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_eval.cli.options import (
+    HOW,
+    RISK,
+    WHAT,
+    WHERE,
+    parse_arms,
+    parse_max_new_tokens,
+    parse_sampling,
+    parse_seeds,
+    read_template,
+    split_names,
+)
 from distill_eval.errors import OptionError
-from distill_eval.schema.requests import GREEDY, Sampling
 from distill_eval.schema.run import RunOptions
 
 if TYPE_CHECKING:
-    from distill_eval.catalog import Suite
-
-WHAT, HOW, WHERE, RISK = "What to run", "How to prompt and sample", "Where and with what", "Permissions"
+    from distill_eval.compare import Comparison
 
 
 def compare_command(
@@ -24,7 +32,8 @@ def compare_command(
         list[str] | None,
         typer.Argument(
             help="Models to compare; the first is the reference. A folder, a hub id (org/name@revision), "
-            "a .gguf file or demo:NAME, each with an optional label: teacher=PATH.",
+            "a .gguf file or demo:NAME, each with an optional label: teacher=PATH. Or folders of finished runs, "
+            "which are analysed together without loading a model.",
             metavar="CHECKPOINT...",
             show_default=False,
         ),
@@ -43,6 +52,16 @@ def compare_command(
         int | None,
         typer.Option(
             help="Items a task, drawn by seed, the same for all. Default: every item.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Bridging arms, separated by commas: letters (EvalScope's prompt, letters ranked by likelihood), "
+            "generate_until (lm-eval's own generative task), or none. Default: letters.",
+            metavar="A,B",
+            rich_help_panel=WHAT,
+            show_default=False,
         ),
     ] = None,
     limit_seed: Annotated[int, typer.Option(help="Seed of that draw.", rich_help_panel=WHAT)] = 0,
@@ -142,6 +161,18 @@ def compare_command(
             rich_help_panel=RISK,
         ),
     ] = False,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            help="Published numbers in place of checkpoints: paper:table5, paper:table2+paper:table19, or a YAML file.",
+            metavar="NAME",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    details: Annotated[
+        bool,
+        typer.Option("--details", help="Print every table of the report, not only those that matter most."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")
     ] = False,
@@ -155,6 +186,18 @@ def compare_command(
     `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`
     """
     names = [*([teacher] if teacher else []), *(checkpoints or [])]
+    if published is not None:
+        if names:
+            raise OptionError(f"--published takes no checkpoints, got {' '.join(names)}")
+        from distill_eval.cli.published import show_published
+
+        show_published(published, as_json)
+        return
+    if _all_runs(names):
+        from distill_eval.compare import compare_stored
+
+        _show(compare_stored(names, out or Path("runs") / "comparison"), details, as_json)
+        return
     if len(names) < 2:
         raise OptionError(
             f"compare needs at least two checkpoints, got {len(names)}: "
@@ -170,16 +213,17 @@ def compare_command(
     from distill_eval.catalog import load_catalog, select_tasks
 
     catalog = load_catalog(tuple(tasks_dir or ()))
-    chosen = select_tasks(catalog, suite=suite, names=_names(tasks))
+    chosen = select_tasks(catalog, suite=suite, names=split_names(tasks))
     defaults = catalog.suites[suite] if suite else None
-    sampling = _sampling(greedy, temperature, top_p, top_k, defaults)
-    seed_list = _seeds(seeds, defaults)
+    sampling = parse_sampling(greedy, temperature, top_p, top_k, defaults)
+    seed_list = parse_seeds(seeds, defaults)
     options = RunOptions(
         limit=limit,
         limit_seed=limit_seed,
         seeds=seed_list,
+        arms=parse_arms(arms),
         sampling=sampling,
-        max_new_tokens=_max_new_tokens(max_new_tokens, defaults),
+        max_new_tokens=parse_max_new_tokens(max_new_tokens, defaults),
         apply_chat_template=apply_chat_template,
         system_prompt=system_prompt,
         backend=backend,
@@ -191,7 +235,7 @@ def compare_command(
         data_dir=data_dir,
         cache_dir=cache_dir,
     )
-    template = chat_template if chat_template in ("auto", "own") else _read_template(chat_template)
+    template = chat_template if chat_template in ("auto", "own") else read_template(chat_template)
     folder = out or Path("runs") / (suite or "tasks")
 
     from distill_eval.cli.progress import ProgressBars
@@ -208,88 +252,50 @@ def compare_command(
             on_progress=bars,
             on_note=bars.note,
         )
+    _show(comparison, details, as_json)
+
+
+def _all_runs(names: list[str]) -> bool:
+    """Say whether the arguments are folders of finished runs; some of each is an error."""
+    from distill_eval.stored import is_run
+
+    runs = [name for name in names if is_run(name)]
+    if runs and len(runs) < len(names):
+        other = next(name for name in names if name not in runs)
+        raise OptionError(
+            f"compare takes checkpoints or finished runs, not both: {runs[0]} is a run folder, {other} is none"
+        )
+    return bool(runs)
+
+
+def _show(comparison: "Comparison", details: bool, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"folder": str(comparison.folder), **asdict(comparison.results)}, indent=2))
+        from distill_eval.runs import plain
+
+        whole = {"folder": str(comparison.folder), **asdict(comparison.results)}
+        print(json.dumps(plain({**whole, "explanation": asdict(comparison.explanation)}), indent=2))
         return
-    _print_table(comparison)
+    print_comparison(comparison, details)
 
 
-def _print_table(comparison: Any) -> None:
+def print_comparison(comparison: "Comparison", details: bool = False) -> None:
+    """Print the tables of a comparison (``details``: all of them) and say where its files are."""
     from rich.console import Console
 
+    from distill_eval.render.explanation import explanation_sections, short_tables
     from distill_eval.render.terminal import render_table
 
     # Output that goes to a file or a pager has no width of its own; the table wants 100 columns.
     console = Console(width=None if sys.stdout.isatty() else 100)
-    render_table(comparison.results, console)
+    sections = explanation_sections(comparison.explanation)
+    tables = [table for _, part in sections for table in part]
+    render_table(comparison.results, console, tables if details else short_tables(comparison.explanation))
     folder = comparison.folder
     console.print(f"\nReport: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"Also in {folder}: results.json, records.parquet, table1.tex, provenance.json",
+        f"Also in {folder}: results.json, explanation.json, records.parquet, table1.tex, tables.tex, "
+        "provenance.json",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
-def _seeds(text: str | None, suite: "Suite | None") -> tuple[int, ...]:
-    if text is None:
-        return tuple(suite.seeds) if suite and suite.seeds else RunOptions().seeds
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise OptionError(
-            f"--seeds takes whole numbers separated by commas, as in 1,2,3; got '{text}'"
-        ) from None
-    if len(set(seeds)) != len(seeds):
-        raise OptionError(f"--seeds must differ from one another, got '{text}'")
-    return seeds
-
-
-def _sampling(
-    greedy: bool | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    suite: "Suite | None",
-) -> Sampling:
-    asked = [
-        name
-        for name, value in (("--temperature", temperature), ("--top-p", top_p), ("--top-k", top_k))
-        if value is not None
-    ]
-    if greedy and asked:
-        raise OptionError(f"--greedy leaves nothing to sample: drop {', '.join(asked)}")
-    if temperature is not None and temperature < 0:
-        raise OptionError(f"--temperature must be 0 or more, got {temperature}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise OptionError(f"--top-p must be above 0 and at most 1, got {top_p}")
-    if top_k is not None and top_k < 0:
-        raise OptionError(f"--top-k must be 0 (off) or more, got {top_k}")
-    if greedy or temperature == 0 or (greedy is None and not asked and suite is not None and suite.greedy):
-        return GREEDY
-    base = Sampling()
-    return Sampling(
-        temperature=base.temperature if temperature is None else temperature,
-        top_p=base.top_p if top_p is None else top_p,
-        top_k=base.top_k if top_k is None else top_k,
-        seed=base.seed,
-    )
-
-
-def _max_new_tokens(asked: int | None, suite: "Suite | None") -> int:
-    if asked is not None and asked < 1:
-        raise OptionError(f"--max-new-tokens must be at least 1, got {asked}")
-    if asked is not None:
-        return asked
-    return suite.max_new_tokens if suite and suite.max_new_tokens else RunOptions().max_new_tokens
-
-
-def _read_template(path: str) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return Path(path).read_text()
-    raise OptionError(f"--chat-template must be auto, own or a readable template file, got '{path}'")

@@ -15,8 +15,12 @@ EXIT_INTERRUPTED = 130
 
 COMMANDS = {
     "compare": "distill_eval.cli.compare:compare_command",
+    "export": "distill_eval.cli.interchange:export_command",
+    "gate": "distill_eval.cli.gate:gate_command",
+    "import": "distill_eval.cli.interchange:import_command",
     "prefetch": "distill_eval.cli.prefetch:prefetch_command",
     "probe": "distill_eval.cli.probe:probe_command",
+    "reproduce": "distill_eval.cli.reproduce:reproduce_command",
 }
 GROUPS = {
     "tasks": "distill_eval.cli.tasks:app",

@@ -8,6 +8,8 @@ STAGES = {
     "probes": "parity probes",
     "loglikelihood": "log-likelihood",
     "generative": "generation",
+    "letters": "letters",
+    "generate_until": "lm-eval generation",
     "scoring": "scoring answers",
 }
 
@@ -44,7 +46,7 @@ class ProgressBars:
 
     def __call__(self, checkpoint: str, stage: str, task: str, done: int, total: int) -> None:
         """Show ``done`` of ``total``; stages that take no model share one bar, the others have one a task."""
-        own_line = stage in ("loglikelihood", "generative")
+        own_line = stage not in ("data", "probes", "scoring")
         key = (checkpoint, f"{stage}/{task}" if own_line else stage)
         words = [checkpoint, STAGES.get(stage, stage), task]
         description = " · ".join(word for word in words if word)[:48].ljust(48)

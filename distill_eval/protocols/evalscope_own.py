@@ -113,6 +113,7 @@ def _sample(task: TaskSpec, row: Mapping[str, Any], seen: Counter[str]) -> tuple
     sample = {
         "input": spec.options["prompt"].format(question=row["question"], choices=choices),
         "target": LETTERS[options.index(row["answer"])] if letter else str(row["answer"]),
+        "choices": options if letter else None,
         "metadata": {ITEM_KEY: item.key, "options": options, "letter": letter},
     }
     return sample, item

@@ -16,9 +16,7 @@ from distill_eval.protocols import sandbox
 from distill_eval.protocols.evalscope_data import ITEM_KEY, Benchmark
 from distill_eval.protocols.evalscope_engine import quiet_evalscope, registered, run_task, task_config
 from distill_eval.protocols.evalscope_math import one_math_child
-
-Messages = tuple[tuple[str, str], ...]
-"""A chat as (role, text) pairs: what an answer is looked up by."""
+from distill_eval.protocols.prompts import Messages
 
 CODE_TIMEOUT_S = 4.0  # EvalScope's own for HumanEval, unless a benchmark names another
 

@@ -15,14 +15,18 @@ from distill_eval.schema.tasks import TaskSpec
 
 
 def load_dataset(
-    dataset_id: str, config: dict[str, Any], split: str, task: TaskSpec, data_dir: Path | None
+    dataset_id: str,
+    config: dict[str, Any],
+    split: str,
+    task: TaskSpec,
+    data_dir: Path | None,
+    revision: str | None = None,
 ) -> Mapping[str, datasets.Dataset]:
     """Load all splits of the data that an lm-eval task's ``config`` names; ``split`` is the evaluated one.
 
     Raises DataError when the data set or the split is missing, cannot be read or is empty.
     """
-    assert task.loglikelihood is not None
-    name, revision = config.get("dataset_name"), task.loglikelihood.revision
+    name = config.get("dataset_name")
     path = dataset_location(dataset_id, data_dir, task=task.name, config=name, split=split, revision=revision)
     arguments = {k: v for k, v in (config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"}
     try:

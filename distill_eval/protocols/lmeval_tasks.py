@@ -4,6 +4,7 @@ import functools
 import logging
 import random
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from distill_eval.protocols.lmeval_data import (
     task_source,
     unreadable,
 )
+from distill_eval.protocols.model_code import sandboxed_code_eval, use_sandbox
+from distill_eval.schema.records import GENERATE_UNTIL
 from distill_eval.schema.tasks import LoglikelihoodSpec, TaskSpec
 
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")
@@ -49,16 +52,16 @@ class BuiltTask:
     docs: list[dict[str, Any]]
 
 
-def build_tasks(task: TaskSpec, data_dir: Path | None) -> tuple[BuiltTask, ...]:
-    """Build every lm-eval task of ``task``, its own items included.
+def build_tasks(task: TaskSpec, spec: LoglikelihoodSpec, data_dir: Path | None) -> tuple[BuiltTask, ...]:
+    """Build every lm-eval task of ``spec``, one of the lm-eval sides of ``task``, own items included.
 
     Raises TaskError for what the task file asks wrongly, DataError for a data set or split that is missing or
     empty and for a row without a gold answer.
     """
-    with quiet_engine(), _engine_seeds():
+    with quiet_engine(), engine_seeds():
         if task.items is not None:
-            return (_build_own(task),)
-        return tuple(_build(name, task, data_dir) for name in _spec(task).tasks)
+            return (_build_own(task, spec),)
+        return tuple(_build(name, task, spec, data_dir) for name in spec.tasks)
 
 
 @contextmanager
@@ -81,11 +84,16 @@ def quiet_engine() -> Iterator[None]:
 
 
 @contextmanager
-def _engine_seeds() -> Iterator[None]:
-    """Seed what lm-eval's command line seeds, and put the caller's random state back afterwards."""
+def engine_seeds() -> Iterator[None]:
+    """Seed what lm-eval's command line seeds, and put the caller's random state back afterwards.
+
+    Some scorers draw too: IFEval's for instructions without parameters, and the language detector it asks.
+    """
     state, array_state = random.getstate(), np.random.get_state()
     random.seed(PYTHON_SEED)
     np.random.seed(OTHER_SEED)
+    if "langdetect" in sys.modules:
+        sys.modules["langdetect"].DetectorFactory.seed = PYTHON_SEED
     try:
         yield
     finally:
@@ -128,23 +136,19 @@ def gold_indices(engine: Any, doc: Mapping[str, Any], choices: Sequence[str]) ->
     return tuple(found)
 
 
-def _spec(task: TaskSpec) -> LoglikelihoodSpec:
-    assert task.loglikelihood is not None, f"task '{task.name}' has no log-likelihood side"
-    return task.loglikelihood
-
-
-def _build(name: str, task: TaskSpec, data_dir: Path | None) -> BuiltTask:
-    spec = _spec(task)
+def _build(name: str, task: TaskSpec, spec: LoglikelihoodSpec, data_dir: Path | None) -> BuiltTask:
     try:
         path = task_file(name)
     except TaskError as error:
         raise TaskError(f"task '{task.name}': {error} ({task_source(task)})") from None
-    config = {**load_yaml(path, resolve_func=True), **spec.options.get("config", {})}
+    config = {**_config(name, path, task), **spec.options.get("config", {})}
     dataset_id = spec.dataset or config["dataset_path"]
-    if config.get("output_type") not in OUTPUT_TYPES:
+    protocol = "generate_until" if spec is task.generate_until else "log-likelihood protocol"
+    known = (GENERATE_UNTIL,) if spec is task.generate_until else OUTPUT_TYPES
+    if config.get("output_type") not in known:
         raise TaskError(
             f"task '{task.name}': lm-eval's '{name}' has output_type {config.get('output_type')}; the "
-            f"log-likelihood protocol runs {', '.join(OUTPUT_TYPES)} ({task_source(task)})"
+            f"{protocol} runs {', '.join(known)} ({task_source(task)})"
         )
     if config.get("num_fewshot") == 0 and spec.num_fewshot:
         raise TaskError(
@@ -152,13 +156,14 @@ def _build(name: str, task: TaskSpec, data_dir: Path | None) -> BuiltTask:
             f"({task_source(task)})"
         )
     split = _evaluated_split(config)
-    dataset = load_dataset(dataset_id, config, split, task, data_dir)
+    dataset = load_dataset(dataset_id, config, split, task, data_dir, spec.revision)
     where = f"task '{task.name}': dataset '{dataset_id}'{config_note(config)}, split '{split}'"
     for key in ("training_split", "validation_split", "fewshot_split"):
         # lm-eval looks these up when it builds a task, shots or not.
         if config.get(key) not in dataset or (key == "fewshot_split" and not spec.num_fewshot):
             config[key] = None
-    _refuse_own_shots(config, split, dataset, task, name)
+    if spec.num_fewshot:
+        _refuse_own_shots(config, split, dataset, task, name, spec.num_fewshot)
     prepared = prepare(config.get("process_docs"), dataset[split], where)
     given: Mapping[str, Any] = dataset
     if not spec.num_fewshot:
@@ -169,6 +174,15 @@ def _build(name: str, task: TaskSpec, data_dir: Path | None) -> BuiltTask:
     # lm-eval would load the data a second time; a callable is its own way to be given it.
     config.update(num_fewshot=spec.num_fewshot, custom_dataset=lambda **_: given, dataset_kwargs=None)
     return _checked(_construct(config, where), config, dataset[split], prepared, where)
+
+
+def _config(name: str, path: Path, task: TaskSpec) -> dict[str, Any]:
+    if not load_yaml(path, resolve_func=False).get("unsafe_code"):
+        return load_yaml(path, resolve_func=True)
+    with sandboxed_code_eval():
+        config = load_yaml(path, resolve_func=True)
+    use_sandbox(config, f"task '{task.name}': lm-eval's '{name}' ({task_source(task)})")
+    return config
 
 
 def _evaluated_split(config: Mapping[str, Any]) -> str:
@@ -209,6 +223,8 @@ def _checked(engine: Any, config: dict[str, Any], raw: Any, prepared: Any, where
 
 def _gold_problem(engine: Any, doc: Mapping[str, Any]) -> str:
     try:
+        if engine.OUTPUT_TYPE == GENERATE_UNTIL and engine.config.process_results is not None:
+            return ""  # a scorer of its own, which need not use a target (IFEval)
         if engine.OUTPUT_TYPE != "multiple_choice":
             target = engine.doc_to_target(doc)
             return "" if isinstance(target, str) and target.strip() else f"the target is {target!r}"
@@ -223,12 +239,9 @@ def _gold_problem(engine: Any, doc: Mapping[str, Any]) -> str:
 
 
 def _refuse_own_shots(
-    config: dict[str, Any], split: str, dataset: Mapping[str, Any], task: TaskSpec, name: str
+    config: dict[str, Any], split: str, dataset: Mapping[str, Any], task: TaskSpec, name: str, shots: int
 ) -> None:
     """Refuse few-shot examples from the evaluated split: lm-eval would show an item its own answer."""
-    shots = _spec(task).num_fewshot
-    if not shots:
-        return
     own = config.get("fewshot_config") or {}
     source = own.get("split") or config.get("fewshot_split")
     if source is None and own.get("samples") is not None:
@@ -242,9 +255,8 @@ def _refuse_own_shots(
         )
 
 
-def _build_own(task: TaskSpec) -> BuiltTask:
+def _build_own(task: TaskSpec, spec: LoglikelihoodSpec) -> BuiltTask:
     """Build an lm-eval task over items of this project's or the user's own (``task.items``)."""
-    spec = _spec(task)
     rows = list(generators.load_questions(task.items or "", task.source_file))
     where = f"task '{task.name}': items '{task.items}'"
     if spec.num_fewshot:

@@ -1,7 +1,7 @@
 """The report: one self-contained page that needs no network and no script."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill_eval.content import content_path
@@ -17,20 +17,27 @@ from distill_eval.render.rows import (
     task_rows,
     unscored_notes,
 )
+from distill_eval.render.tables import column_groups
 from distill_eval.render.text import interval, number, one_line, visible
 from distill_eval.render.verdict import excludes_zero, verdicts
 from distill_eval.schema.probes import FAILED, PASSED, SKIPPED, Difference, Probe
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Results
+from distill_eval.schema.tables import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def render_report(
-    results: Results, provenance: Mapping[str, Any], frame: "pd.DataFrame | None" = None
+    results: Results,
+    provenance: Mapping[str, Any],
+    frame: "pd.DataFrame | None" = None,
+    sections: Sequence[tuple[str, Sequence[Table]]] = (),
 ) -> str:
     """Return the report as HTML; ``frame``: the records, of which items where the protocols disagree are shown.
+
+    ``sections``: titles with further tables, shown after the scores.
 
     Everything that models or data sets wrote is text here, never markup (Jinja2 escapes it).
     """
@@ -43,7 +50,7 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(visible=visible, one_line=one_line)
+    environment.filters.update(visible=visible, one_line=one_line, column_groups=column_groups)
     chart = gap_chart(results)
     return environment.get_template("report.html.jinja").render(
         verdicts=verdicts(results),
@@ -54,6 +61,7 @@ def render_report(
         tables=[_table(results, candidate) for candidate in candidates(results)],
         chart=_inline(chart) if chart else None,
         chart_text=chart_text(results),
+        sections=sections,
         differs=[(task.title, task.differs) for task in results.tasks if task.differs],
         examples=find_examples(results, frame) if frame is not None and len(frame) else [],
         probes=[_probes(run) for run in provenance.get("runs", ()) if run.get("probes")],

@@ -94,7 +94,7 @@ def render_table1(results: Results, *, intervals: bool = False) -> str:
         if index == 0 and len(results.checkpoints) > 1:
             lines.append(r"\midrule")
     lines += [r"\bottomrule", r"\end{tabular}}%"]
-    lines.append(r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi")
+    lines.append(r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\leavevmode\box0\fi")
     lines.append(r"\end{table}")
     return "\n".join(lines) + "\n"
 

@@ -45,7 +45,11 @@ def render_latex(table: Table, *, label: str = "") -> str:
         cells = [_latex_cell(text, (number, place) in table.strong) for place, text in enumerate(row)]
         lines.append(" & ".join(cells) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}}%"]
-    lines += [r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\box0\fi", r"\end{table}", ""]
+    lines += [
+        r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\leavevmode\box0\fi",
+        r"\end{table}",
+        "",
+    ]
     return "\n".join(lines)
 
 

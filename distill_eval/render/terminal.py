@@ -1,8 +1,10 @@
 """The table a run ends with: readable at 100 columns, whole at 80, colour only as an addition."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from distill_eval.render.rows import (
@@ -15,22 +17,27 @@ from distill_eval.render.rows import (
     task_rows,
     unscored_notes,
 )
+from distill_eval.render.tables import print_table
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.render.verdict import excludes_zero, verdicts
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Results
+from distill_eval.schema.tables import Table
 
 _SPACE = 2  # columns between two columns of the table
 _WIDEST_LABEL = 8  # a checkpoint's name heads its column up to this width
 
 
-def render_table(results: Results, console: Console) -> None:
-    """Print warnings, one table for each candidate, what the averages cover, the notes, and last the verdict."""
+def render_table(results: Results, console: Console, further: Sequence[Table] = ()) -> None:
+    """Print warnings, one table for each candidate, ``further`` ones, the notes, and last the verdict."""
     for warning in results.warnings:
         console.print(Text(f"WARNING: {one_line(warning)}", style="bold red"))
         console.print()
     for candidate in candidates(results):
         _print_block(results, candidate, console)
+    for table in further:
+        print_table(table, console)
+        console.print()
     for note in _notes(results):
         console.print(Text(note, style="dim"))
     console.print()
@@ -125,8 +132,8 @@ class _Layout:
         return " " * indent + (" " * _SPACE).join(names)
 
 
-def _table(rows: list[Row], shown: list[str], layout: _Layout) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _SPACE - 1, 0, 0))
+def _table(rows: list[Row], shown: list[str], layout: _Layout) -> RichTable:
+    table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _SPACE - 1, 0, 0))
     table.add_column(Text("task"), width=layout.task, overflow="fold")
     if layout.items:
         table.add_column(Text("items"), width=6, justify="right")

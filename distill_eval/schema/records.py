@@ -9,6 +9,7 @@ LETTERS = "letters"  # EvalScope's prompt, the options' letters ranked by log-li
 GENERATE_UNTIL = "generate_until"  # generation by lm-eval's prompt and scorer
 ARMS = (LETTERS, GENERATE_UNTIL)
 """Bridging arms: what lies between the two protocols, so that a gap can be taken apart."""
+UNKNOWN_TOKENS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Record:
     the engine gave. ``chance``: probability of being right by guessing, None when it has none.
     ``choice_logprobs``: log-likelihood tasks: one sum per option, in the option order of the data set.
     ``prompt`` and ``output`` are text as sent and as received (special tokens dropped from ``output``);
-    token counts are this project's own. ``seed`` is None for log-likelihood. ``target``: gold answer.
+    token counts are this project's own, -1 where another program made the record and they are not known
+    (``finish_reason`` is then ""). ``seed`` is None for log-likelihood. ``target``: gold answer.
     """
 
     checkpoint: str

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill_eval.schema.records import LETTERS
 from distill_eval.schema.requests import Sampling
 
 
@@ -12,11 +13,13 @@ class RunOptions:
 
     Defaults are the paper's (Appendix B): temperature 0.7, top-p 0.8, top-k 20, seed 42, 1024 new tokens.
     ``limit`` items a task (None: all) are drawn with ``limit_seed``. ``seeds``: one generation run each.
+    ``arms``: bridging arms (schema/records.py) to run on the tasks that have them.
     """
 
     limit: int | None = None
     limit_seed: int = 0
     seeds: tuple[int, ...] = (42,)
+    arms: tuple[str, ...] = (LETTERS,)
     sampling: Sampling = field(default_factory=Sampling)
     max_new_tokens: int = 1024
     apply_chat_template: bool = False

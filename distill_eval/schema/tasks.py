@@ -23,7 +23,11 @@ class ItemKey:
 
 @dataclass(frozen=True, slots=True)
 class LoglikelihoodSpec:
-    """The lm-eval side. ``tasks``: lm-eval task names; ``dataset``: hub id; ``metric``: the headline one."""
+    """The lm-eval side, of the protocol and of the arm ``generate_until`` alike.
+
+    ``tasks``: lm-eval task names; ``dataset``: hub id; ``metric``: the headline one, as lm-eval writes it
+    (``exact_match,strict-match`` where a task has several filters).
+    """
 
     tasks: tuple[str, ...]
     dataset: str
@@ -37,7 +41,11 @@ class LoglikelihoodSpec:
 
 @dataclass(frozen=True, slots=True)
 class GenerativeSpec:
-    """The EvalScope side. ``benchmark``: its name there; ``dataset``: hub id; ``subsets`` empty means all."""
+    """The EvalScope side. ``benchmark``: its name there; ``dataset``: hub id; ``subsets`` empty means all.
+
+    ``letters``: the answer in the form the prompt asks for, with ``{letter}`` in it; what the arm ``letters``
+    ranks. None where there are no options, or where the prompt wants reasoning first.
+    """
 
     benchmark: str
     dataset: str
@@ -48,6 +56,7 @@ class GenerativeSpec:
     revision: str | None = None
     runs_code: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    letters: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +67,8 @@ class TaskSpec:
     ``cluster``: what items share: None (independent), ``"subset"``, ``"options"`` (unordered option set)
     or ``"question"``. ``direction``: ``"higher"`` or ``"lower"`` is better. ``items``: None for engine
     data sets, else ``"generator:NAME"`` or a JSONL file of the user's. ``namespace``: the task name
-    inside item keys, so that two tasks over the same rows join (mmlu and mmlu_redux).
+    inside item keys, so that two tasks over the same rows join (mmlu and mmlu_redux). ``generate_until``:
+    the same items as a generative task of lm-eval's, for the arm of that name.
     """
 
     name: str
@@ -75,6 +85,7 @@ class TaskSpec:
     max_new_tokens: int | None = None
     differs: tuple[str, ...] = ()
     source_file: str = ""
+    generate_until: LoglikelihoodSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

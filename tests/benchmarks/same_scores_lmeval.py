@@ -26,6 +26,7 @@ from distill_eval.data import go_offline, resolve_data_dir
 from distill_eval.items import select_keys
 from distill_eval.protocols import loglikelihood
 from distill_eval.protocols.client import Client
+from distill_eval.protocols.lmeval_engine import LoadedTask
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.records import Record
 from distill_eval.schema.run import RunOptions
@@ -115,7 +116,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def our_records(
-    loaded: loglikelihood.LoadedLoglikelihood,
+    loaded: LoadedTask,
     selected: frozenset[str],
     checkpoint: Checkpoint,
     options: RunOptions,
@@ -145,7 +146,7 @@ def load_reference(checkpoint: Checkpoint, batch_size: int, softmax_dtype: str, 
 
 
 def their_samples(
-    loaded: loglikelihood.LoadedLoglikelihood, records: Sequence[Record], reference: Any, data_dir: Path
+    loaded: LoadedTask, records: Sequence[Record], reference: Any, data_dir: Path
 ) -> list[dict[str, Any]]:
     """Run lm-eval as a user would over a local copy of the data; samples in the order of ``records``."""
     import lm_eval

@@ -59,6 +59,12 @@ def case(function: Case) -> Case:
 
 
 @case
+def unknown_arm(world, args):
+    args["--arms"] = "leters"
+    return ("--arms", "'leters'", "did you mean 'letters'?")
+
+
+@case
 def missing_folder(world, args):
     args["checkpoints"] = [world["teacher"], "./no/such/folder"]
     return ("no/such/folder",)

@@ -1,8 +1,7 @@
 """What tests of the protocols share: canned and tiny clients, made items, made mirrors."""
 
 import json
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,30 +141,6 @@ def swag_row() -> Callable[..., dict]:
         endings = ["sails away.", "eats the bridge.", "counts to ten.", "closes the shop."]
         row = {"ind": number, "activity_label": "Boating", "ctx_a": f"Boat {number} is ready."}
         return row | {"ctx_b": "the crew", "endings": endings, "label": label, **more}
-
-    return make
-
-
-@pytest.fixture
-def made_data(tmp_path: Path) -> Callable[..., Path]:
-    """A maker of data sets in a mirror of one's own: ``made_data(id, {config: {split: rows}})`` -> the mirror."""
-
-    def make(dataset_id: str, configs: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Path:
-        folder = tmp_path / "mirror" / dataset_id
-        folder.mkdir(parents=True, exist_ok=True)
-        entries = []
-        for config, splits in configs.items():
-            files = []
-            for split, rows in splits.items():
-                # ``datasets`` keys its cache by folder name and front matter, not by content.
-                name = f"{config}-{split}-{uuid.uuid4().hex[:8]}.jsonl"
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (folder / name).write_text(text, encoding="utf-8")
-                files.append({"split": split, "path": name})
-            entries.append({"config_name": config, "data_files": files})
-        front_matter = json.dumps({"configs": entries})  # JSON is YAML
-        (folder / "README.md").write_text(f"---\n{front_matter}\n---\n", encoding="utf-8")
-        return tmp_path / "mirror"
 
     return make
 

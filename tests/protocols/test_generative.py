@@ -11,6 +11,7 @@ import pytest
 
 from distill_eval.errors import CheckpointError, DataError, OptionError, StoreError, TaskError
 from distill_eval.protocols import generative
+from distill_eval.protocols.prompts import NO_TEMPLATE
 from distill_eval.schema.requests import GREEDY, Sampling
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import GenerativeSpec, ItemKey, TaskSpec
@@ -297,7 +298,7 @@ class TestTemplates:
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder(chat_template=None))
         record = run(arc, canned_client(tokenizer), ["ANSWER: B"], selected=[arc.items[0].key])[0]
         assert record.prompt.startswith("Answer the following multiple choice question.")
-        assert record.metadata == {"chat_template": generative.NO_TEMPLATE}
+        assert record.metadata == {"chat_template": NO_TEMPLATE}
         options = replace(OPTIONS, system_prompt="Be brief.")
         assert generative.render_prompts(arc, 1, tokenizer, options)[0].startswith("Be brief.\n\nAnswer the")
 

@@ -1,0 +1,180 @@
+"""``distill-eval gate``: may the candidate replace the baseline?"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill_eval.errors import OutputError, UserError
+
+if TYPE_CHECKING:
+    from distill_eval.schema.gate import GateResult
+
+EXIT_CODES = {"pass": 0, "fail": 1, "refused": 2, "inconclusive": 3}
+WHAT, WHERE, OUTPUT = "What to hold against what", "To evaluate a candidate that is no run", "Output"
+
+
+def gate_command(
+    baseline: Annotated[
+        str,
+        typer.Option(
+            help="A stored run, RUN or RUN:LABEL; of two checkpoints the one that is not the reference.",
+            metavar="RUN[:LABEL]",
+            rich_help_panel=WHAT,
+        ),
+    ],
+    candidate: Annotated[
+        str,
+        typer.Option(
+            help="A stored run, or a checkpoint: that is evaluated first, just as the baseline was.",
+            metavar="RUN[:LABEL]|CHECKPOINT",
+            rich_help_panel=WHAT,
+        ),
+    ],
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="Margins. Default: reports/ci/gate.yaml of this package.",
+            metavar="FILE",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the candidate's run.", rich_help_panel=WHERE)] = Path(
+        "runs/gate"
+    ),
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DISTILL_EVAL_DATA",
+            help="Local mirror of the benchmark data. Default: the baseline's.",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    tasks_dir: Annotated[
+        list[Path] | None, typer.Option(help="Folder with more task files.", rich_help_panel=WHERE)
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="DISTILL_EVAL_CACHE",
+            help="Response cache and converted checkpoints. Default: the baseline's.",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="The candidate may run code of its own.", rich_help_panel=WHERE
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the verdict as JSON.", rich_help_panel=OUTPUT)
+    ] = False,
+    junit: Annotated[
+        Path | None, typer.Option(help="Write JUnit XML.", metavar="FILE", rich_help_panel=OUTPUT)
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Write Markdown, for a comment.", metavar="FILE", rich_help_panel=OUTPUT),
+    ] = None,
+    github: Annotated[
+        bool | None,
+        typer.Option(
+            "--github/--no-github",
+            help="Annotations, and a summary in $GITHUB_STEP_SUMMARY. Default: on GitHub.",
+            rich_help_panel=OUTPUT,
+            show_default=False,
+        ),
+    ] = None,
+) -> int:
+    """Decide whether a candidate loses more than a policy allows against a baseline.
+
+    Every check (scores, gap, failures, speed and memory) has a margin. It passes when a loss of the margin or more is
+    excluded, fails when more than the margin is certain, and is inconclusive otherwise, with the items it would take.
+    Runs with other tasks, prompts, items, data or decoding are refused, each difference named.
+
+    Exit code: 0 pass, 1 fail, 2 bad input or refused, 3 inconclusive.
+
+    Examples: `distill-eval gate --baseline runs/main --candidate runs/branch`,
+    `distill-eval gate --baseline runs/main:student --candidate ./student --policy gate.yaml --junit gate.xml`
+    """
+    from distill_eval.cli.progress import ProgressBars
+    from distill_eval.gate import Evaluation, names_run, read_policy, run_gate
+    from distill_eval.render.github import command
+
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github
+    evaluation = Evaluation(
+        out=out,
+        tasks_dirs=tuple(tasks_dir or ()),
+        data_dir=data_dir,
+        cache_dir=cache_dir,
+        trusted=(candidate,) if trust_remote_code else (),
+    )
+    try:
+        asked = read_policy(policy)
+        # Stored runs are decided at once: bars are for models.
+        with ProgressBars(quiet=as_json or names_run(candidate)) as bars:
+            result = run_gate(
+                baseline, candidate, asked, evaluation=evaluation, on_progress=bars, on_note=bars.note
+            )
+    except UserError as error:
+        if on_github:
+            print(command("error", "gate", str(error)), file=sys.stderr)
+        raise
+    _write_files(result, junit, markdown)
+    _print(result, as_json)
+    if on_github:
+        _tell_github(result, as_json)
+    return EXIT_CODES[result.outcome]
+
+
+def _write_files(result: "GateResult", junit: Path | None, markdown: Path | None) -> None:
+    from distill_eval.render import gate
+    from distill_eval.render.junit import render_junit
+
+    for path, render in ((junit, render_junit), (markdown, gate.markdown)):
+        if path is not None:
+            _write(path, render(result), "w")
+
+
+def _print(result: "GateResult", as_json: bool) -> None:
+    from rich.console import Console
+
+    from distill_eval.render.gate import print_gate, sentence
+    from distill_eval.runs import to_json
+
+    if as_json:
+        from dataclasses import asdict
+
+        facts = {"verdict": sentence(result), "exit_code": EXIT_CODES[result.outcome], **asdict(result)}
+        print(to_json(facts).decode(), end="")
+        return
+    # A refusal is an error: what it says goes where errors go.
+    stream = sys.stderr if result.outcome == "refused" else sys.stdout
+    print_gate(result, Console(file=stream, width=None if stream.isatty() else 120))
+
+
+def _tell_github(result: "GateResult", as_json: bool) -> None:
+    from distill_eval.render.gate import markdown
+    from distill_eval.render.github import annotations
+
+    # GitHub reads its commands from both streams; JSON keeps standard output to itself.
+    for line in annotations(result):
+        print(line, file=sys.stderr if as_json else sys.stdout)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        _write(Path(summary), markdown(result), "a")
+
+
+def _write(path: Path, text: str, mode: str) -> None:
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutputError(f"{path} cannot be written to ({reason})") from error

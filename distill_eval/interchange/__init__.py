@@ -1,0 +1,1 @@
+"""Result folders of lm-eval and EvalScope: read into runs, and written from them."""

@@ -1,0 +1,63 @@
+"""The tables of a gap's parts, and how a report shows them."""
+
+from distill_eval.render.gap import gap_tables
+from distill_eval.render.html import render_report
+from distill_eval.schema.gap import (
+    Agreement,
+    AverageSplit,
+    Carriers,
+    EngineSplit,
+    GapAnalysis,
+    Retention,
+    Split,
+    SubsetPart,
+    TaskGap,
+)
+from distill_eval.schema.results import Estimate, Results
+
+
+def about(value: float) -> Estimate:
+    return Estimate(value, value - 0.05, value + 0.05, 100, 100, "bootstrap")
+
+
+def made() -> GapAnalysis:
+    split = Split("student", "teacher", about(0.3), about(0.1), about(0.2))
+    task = TaskGap(
+        "arc", "ARC <b>", 100,
+        agreements=(Agreement("teacher", about(0.6), about(0.2), about(0.1), about(0.1)),),
+        splits=(Split("student", "", about(0.4), about(0.3), about(0.1)), split),
+        engines=(EngineSplit("student", "teacher", about(-0.2), about(-0.1), about(-0.1)),),
+        retentions=(
+            Retention("student", "loglikelihood", 0.9, 0.8, 1.0, 0.25, 100),
+            Retention("student", "generative", None, None, None, 0.25, 100, "too little"),
+        ),
+        carriers=(Carriers("student", 100, 40, 10, 0.25, (), (SubsetPart("x", 50, 0.2), SubsetPart("y", 50, 0.1))),),
+    )  # fmt: skip
+    return GapAnalysis((task,), AverageSplit(("arc",), {}, (split,)))
+
+
+def test_parts_are_the_candidate_minus_the_reference_with_their_average() -> None:
+    table = gap_tables(made(), ["teacher", "student"])[0]
+    assert table.rows == (
+        ("ARC <b>", "100", "+30.0 [25.0, 35.0]", "+10.0 [5.0, 15.0]", "+20.0 [15.0, 25.0]"),
+        ("average of 1", "", "+30.0 [25.0, 35.0]", "+10.0 [5.0, 15.0]", "+20.0 [15.0, 25.0]"),
+    )
+    assert table.rules == (1,)
+
+
+def test_the_other_tables() -> None:
+    tables = {table.name: table for table in gap_tables(made(), ["teacher", "student"])}
+    assert tables["agreement"].rows == (("ARC <b>", "teacher", "60.0", "20.0", "10.0", "10.0", "100"),)
+    assert tables["retention-student"].rows == (("ARC <b>", "90.0 [80.0, 100.0]", "-"),)
+    assert tables["engines"].rows[0][1:] == ("student - teacher", "-20.0", "-10.0", "-10.0 [-15.0, -5.0]")
+    assert tables["carriers-student"].rows[0][1:] == ("100", "40", "10", "25.0", "x +20.0, y +10.0")
+
+
+def test_a_report_shows_them_as_text() -> None:
+    results = Results(("teacher", "student"), (), ())
+    tables = gap_tables(made(), results.checkpoints)
+    page = render_report(results, {}, None, [("Where the gap comes from", tables)])
+    assert "<h2>Where the gap comes from</h2>" in page
+    assert "ARC &lt;b&gt;" in page
+    assert page.count('<table class="ready">') == len(tables)
+    assert '<th colspan="4" scope="colgroup">right when</th>' in page
