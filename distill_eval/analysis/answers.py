@@ -252,7 +252,7 @@ def has_code(text: str, prompt: str) -> bool:
 def _compiles(code: str) -> bool:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
+            warnings.simplefilter("ignore")  # invalid escapes: DeprecationWarning, later SyntaxWarning
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
