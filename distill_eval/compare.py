@@ -40,6 +40,13 @@ class Comparison:
     provenance: dict[str, Any]
 
 
+Evaluate = Callable[
+    [Sequence[PlannedTask], Sequence[tuple[Checkpoint, RunOptions]], ResponseStore, OnProgress | None],
+    tuple[Sequence[PlannedTask], Sequence[CheckpointRun]],
+]
+"""Evaluates checkpoints on planned tasks; returns the tasks with the items evaluated, and a run a checkpoint."""
+
+
 def run_comparison(
     names: Sequence[str],
     tasks: Sequence[TaskSpec],
@@ -48,12 +55,14 @@ def run_comparison(
     *,
     trusted: Sequence[str] = (),
     template: str = "auto",
+    evaluate: Evaluate | None = None,
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Evaluate ``names`` (the first is the reference) on ``tasks`` and write a run folder at ``out``.
 
-    ``trusted``: labels whose checkpoints may run their own code. Raises a UserError for anything the user
+    ``trusted``: labels whose checkpoints may run their own code. ``evaluate``: puts the checkpoints through the
+    planned items, or through part of them; the default, through all. Raises a UserError for anything the user
     can mend; everything the models answered until then stays in the response cache.
     """
     cache_dir = options.cache_dir or default_cache_dir()
@@ -68,17 +77,27 @@ def run_comparison(
     if on_note:
         for note in notes:
             on_note(note)
-    runs = []
+    pairs = [
+        (checkpoint, options_for(checkpoint, reference, options, template)) for checkpoint in checkpoints
+    ]
     store = ResponseStore(cache_dir / "responses.sqlite")
     try:
-        for checkpoint in checkpoints:
-            effective = options_for(checkpoint, reference, options, template)
-            runs.append(run_checkpoint(checkpoint, planned, effective, store, on_progress))
+        planned, runs = (evaluate or _evaluate_all)(planned, pairs, store, on_progress)
     finally:
         store.close()
     probes = [(run.checkpoint.label, run.probes) for run in runs]
     notes += [*probe_notes(probes), *(note for run in runs for note in run.notes)]
     return _conclude(checkpoints, planned, runs, options, template, notes, out)
+
+
+def _evaluate_all(
+    planned: Sequence[PlannedTask],
+    pairs: Sequence[tuple[Checkpoint, RunOptions]],
+    store: ResponseStore,
+    on_progress: OnProgress | None,
+) -> tuple[Sequence[PlannedTask], Sequence[CheckpointRun]]:
+    runs = [run_checkpoint(checkpoint, planned, options, store, on_progress) for checkpoint, options in pairs]
+    return planned, runs
 
 
 def resolve_all(names: Sequence[str], cache_dir: Path, trusted: Sequence[str] = ()) -> tuple[Checkpoint, ...]:

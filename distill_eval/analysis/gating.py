@@ -55,42 +55,76 @@ def gate_records(
     ``num_available``: items each task has beyond those evaluated. Whether the two may be compared at all is
     ``comparability``'s question. Raises DataError for records that cannot be paired.
     """
-    data = checked_frame(frame, _SIDES)
-    prints = data.groupby("checkpoint")["fingerprint"].unique()
+    found, notes = find_differences(frame, tasks, policy)
+    prints = checked_frame(frame, _SIDES).groupby("checkpoint")["fingerprint"].unique()
     same = len(prints) == 2 and list(prints[BASELINE]) == list(prints[CANDIDATE]) != [""]
-    found: list[_Found] = []
-    notes: list[str] = []
-    for task in tasks:
-        paired = pair_items(data, task, _SIDES)
-        found += _differences(paired, notes)
-        notes += _item_notes(paired)
-    if policy.failures:
-        found += _failures(frame, tasks, policy)
-    questions = _questions(found, policy, num_available or {}, same)
-    notes += _average_notes(found, policy)
+    questions = []
+    for check in asked_checks(found, policy):
+        measured = [part for part in check.parts if part.sample is not None]
+        if measured or check.name != AVERAGE:
+            parts = measured or check.parts
+            questions.append(_question(check.name, parts, check.margin, num_available or {}, same))
     return answer(questions, policy.alpha, bounds), notes
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """One task's difference of one kind; ``values``: baseline's and candidate's; ``excluded``: why not in averages."""
+class Found:
+    """One task's difference of one kind, candidate minus baseline.
+
+    ``column`` [items]: of each of ``items`` (keys), NaN where not scored on both sides, at most ``top`` in size;
+    ``sides`` [items]: candidate's and baseline's own scores, where the difference is of two. ``values``: baseline's
+    and candidate's mean; ``excluded``: why the task does not enter averages.
+    """
 
     kind: str
     task: str
     figure: str
     direction: str
     sample: Sample | None
+    items: tuple[str, ...]
+    column: np.ndarray
+    sides: tuple[np.ndarray, ...] = ()
     values: tuple[float | None, float | None] = (None, None)
     excluded: str = ""
+    top: float = 1.0
 
 
-def _differences(paired: Paired, notes: list[str]) -> list[_Found]:
+@dataclass(frozen=True, slots=True)
+class AskedCheck:
+    """A check of the policy: of one task's difference, or of the average (``name``) of several; margin in points."""
+
+    name: str
+    parts: tuple[Found, ...]
+    margin: float
+
+
+def find_differences(
+    frame: pd.DataFrame, tasks: Sequence[TaskSpec], policy: Policy, *, whole_baseline: bool = True
+) -> tuple[list[Found], list[str]]:
+    """Return each task's differences of every kind that the policy may ask for, and notes on what was left out.
+
+    ``whole_baseline``: the baseline's records are all there will ever be, so whether it beats guessing is known.
+    """
+    data = checked_frame(frame, _SIDES)
+    found: list[Found] = []
+    notes: list[str] = []
+    for task in tasks:
+        paired = pair_items(data, task, _SIDES)
+        found += _differences(paired, notes, whole_baseline)
+        notes += _item_notes(paired)
+    if policy.failures:
+        found += _failures(frame, tasks, policy)
+    return found, notes + _average_notes(found, policy)
+
+
+def _differences(paired: Paired, notes: list[str], whole_baseline: bool) -> list[Found]:
     """Return a task's differences under each protocol, and of its gap."""
     task, units, found = paired.task, score_units(paired), []
     columns = difference_columns(paired, (BASELINE, CANDIDATE), units)
+    at_floor = protocols_at_floor(paired, BASELINE) if whole_baseline else ()
     floor = {
         protocol: f"the baseline does not beat guessing under {PROTOCOL_NAMES[protocol]}"
-        for protocol in protocols_at_floor(paired, BASELINE)
+        for protocol in at_floor
     }
     lower = "lower is better" if task.direction == "lower" else ""
     for protocol, unit in units.items():
@@ -101,23 +135,28 @@ def _differences(paired: Paired, notes: list[str]) -> list[_Found]:
             )
             continue
         binary = simple_binary(paired, *((side, protocol) for side in _SIDES))
-        sample = summarise(columns[CANDIDATE, protocol], paired.codes, binary=binary)
-        values = _means(paired.column(BASELINE, protocol), paired.column(CANDIDATE, protocol))
-        excluded = lower or floor.get(protocol, "")
-        found.append(_Found(_KINDS[protocol], task.name, "", task.direction, sample, values, excluded))
+        column, sides = columns[CANDIDATE, protocol], tuple(paired.column(side, protocol) for side in _SIDES)
+        found.append(
+            Found(
+                _KINDS[protocol], task.name, "", task.direction, summarise(column, paired.codes, binary=binary),
+                paired.items, column, sides, _means(*sides), lower or floor.get(protocol, ""),
+            )
+        )  # fmt: skip
     if has_gap(units) and len(found) == len(units):
-        sample = summarise(columns[CANDIDATE, "gap"], paired.codes, top=2.0)
-        excluded = lower or next(iter(floor.values()), "")
-        found.append(_Found(gate.GAP, task.name, "", "lower", sample, excluded=excluded))
+        column, excluded = columns[CANDIDATE, "gap"], lower or next(iter(floor.values()), "")
+        sample = summarise(column, paired.codes, top=2.0)
+        found.append(
+            Found(gate.GAP, task.name, "", "lower", sample, paired.items, column, excluded=excluded, top=2.0)
+        )
     return found
 
 
-def _means(baseline: np.ndarray, candidate: np.ndarray) -> tuple[float | None, float | None]:
+def _means(candidate: np.ndarray, baseline: np.ndarray) -> tuple[float | None, float | None]:
     both = np.isfinite(baseline) & np.isfinite(candidate)
     return (float(baseline[both].mean()), float(candidate[both].mean())) if both.any() else (None, None)
 
 
-def _failures(frame: pd.DataFrame, tasks: Sequence[TaskSpec], policy: Policy) -> list[_Found]:
+def _failures(frame: pd.DataFrame, tasks: Sequence[TaskSpec], policy: Policy) -> list[Found]:
     generative = [task for task in tasks if task.generative is not None]
     kept = frame["task"].isin([task.name for task in generative]) & (frame["protocol"] == GENERATIVE)
     rows = classify(frame.loc[kept], generative)
@@ -126,28 +165,31 @@ def _failures(frame: pd.DataFrame, tasks: Sequence[TaskSpec], policy: Policy) ->
         marked = checked_frame(rows.assign(score=(rows["failure"] == name).astype("Float64")), _SIDES)
         for task in generative:
             paired = pair_items(marked, task, _SIDES, protocols=(GENERATIVE,))
-            candidate, baseline = (paired.column(side, GENERATIVE) for side in _SIDES)
+            sides = tuple(paired.column(side, GENERATIVE) for side in _SIDES)
             binary = simple_binary(paired, *((side, GENERATIVE) for side in _SIDES))
-            sample = summarise(candidate - baseline, paired.codes, binary=binary)
-            values = _means(baseline, candidate)
-            found.append(_Found(gate.FAILURE, task.name, name, "lower", sample, values))
+            column = sides[0] - sides[1]
+            found.append(
+                Found(
+                    gate.FAILURE, task.name, name, "lower", summarise(column, paired.codes, binary=binary),
+                    paired.items, column, sides, _means(*sides),
+                )
+            )  # fmt: skip
     return found
 
 
-def _questions(
-    found: Sequence[_Found], policy: Policy, num_available: Mapping[str, int], same: bool
-) -> list[Question]:
-    questions = []
+def asked_checks(found: Sequence[Found], policy: Policy) -> list[AskedCheck]:
+    """Return the checks that the policy has a margin for, in its order, averages first."""
+    checks = []
     for kind, figure, margins in _asked(policy):
         parts = [part for part in found if (part.kind, part.figure) == (kind, figure)]
-        entering = [part for part in parts if not part.excluded and part.sample is not None]
+        entering = tuple(part for part in parts if not part.excluded)
         if margins.average is not None and entering:
-            questions.append(_question(AVERAGE, entering, margins.average, num_available, same))
+            checks.append(AskedCheck(AVERAGE, entering, margins.average))
         for part in parts:
             margin = margins.of(part.task)
             if margin is not None:
-                questions.append(_question(part.task, [part], margin, num_available, same))
-    return questions
+                checks.append(AskedCheck(part.task, (part,), margin))
+    return checks
 
 
 def _asked(policy: Policy) -> list[tuple[str, str, Margins]]:
@@ -160,7 +202,7 @@ def _asked(policy: Policy) -> list[tuple[str, str, Margins]]:
 
 
 def _question(
-    name: str, parts: Sequence[_Found], margin: float, num_available: Mapping[str, int], same: bool
+    name: str, parts: Sequence[Found], margin: float, num_available: Mapping[str, int], same: bool
 ) -> Question:
     samples = tuple(part.sample for part in parts if part.sample is not None)
     values = [_mean(part.values[side] for part in parts) for side in (0, 1)]
@@ -199,7 +241,7 @@ def _item_notes(paired: Paired) -> list[str]:
     return notes
 
 
-def _average_notes(found: Sequence[_Found], policy: Policy) -> list[str]:
+def _average_notes(found: Sequence[Found], policy: Policy) -> list[str]:
     notes = []
     for kind, figure, margins in _asked(policy):
         if margins.average is None or kind == gate.FAILURE:

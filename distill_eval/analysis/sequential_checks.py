@@ -92,7 +92,8 @@ def outcome(
         available[name] = len(keys)
         evaluated[name] = max((sum(key in checks[n].values for key in keys) for n in about), default=0)
     alpha, target = (verdicts[0].alpha, verdicts[0].target) if verdicts else (np.nan, FIXED_ITEMS)
-    return SequentialOutcome(overall, target, alpha, used, evaluated, available, num_looks)
+    spared = sum(available.values()) - sum(used.values())
+    return SequentialOutcome(overall, target, alpha, used, evaluated, available, spared, num_looks)
 
 
 def undecided_tasks(checks: Sequence[Differences], verdicts: Sequence[SequentialVerdict]) -> set[str]:

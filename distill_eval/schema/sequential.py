@@ -44,7 +44,8 @@ class SequentialOutcome:
     """What all checks together came to: their verdict and the items it needed, by task and in all.
 
     ``num_used``: task -> items up to the last one needed; ``num_evaluated``: task -> items that had been evaluated;
-    ``num_available``: task -> items there are. ``num_looks``: 0 where a stored run was replayed item by item.
+    ``num_available``: task -> items there are; ``num_spared`` of them, over all tasks, need not have been evaluated.
+    ``num_looks``: 0 where a stored run was replayed item by item.
     """
 
     verdict: str
@@ -53,9 +54,5 @@ class SequentialOutcome:
     num_used: dict[str, int]
     num_evaluated: dict[str, int]
     num_available: dict[str, int]
+    num_spared: int
     num_looks: int = 0
-
-    @property
-    def num_spared(self) -> int:
-        """Items that need not have been evaluated."""
-        return sum(self.num_available.values()) - sum(self.num_used.values())
