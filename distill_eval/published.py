@@ -163,12 +163,13 @@ def _column(at: "_Place", raw: Mapping[str, Any]) -> PublishedColumn:
 
 
 def _row(at: "_Place", raw: Mapping[str, Any]) -> PublishedRow:
-    at.known(raw, ("label", "role", "settings", "model", "cells"))
+    at.known(raw, ("label", "role", "settings", "model", "needs", "cells"))
     return PublishedRow(
         label=at.get(raw, "label", _text),
         role=at.get(raw, "role", _one_of(ROLES)),
         settings=at.get(raw, "settings", _text_mapping, {}),
         model=at.get(raw, "model", _text, None),
+        needs=at.get(raw, "needs", _text_mapping, {}),
     )
 
 

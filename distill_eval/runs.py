@@ -106,15 +106,12 @@ def load_run(folder: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]
     Raises StoreError, naming the file, when the folder is no run or a file of it is missing or changed.
     """
     manifest = read_manifest(folder)
-    contents = {name: _verified(folder, name, digest) for name, digest in manifest.items()}
-    try:
-        return (
-            records_from_parquet(contents[RECORDS]),
-            json.loads(contents[RESULTS]),
-            json.loads(contents[PROVENANCE]),
-        )
-    except KeyError as error:
-        raise _not_listed(folder, error.args[0]) from error
+    for name, digest in manifest.items():
+        _verify(folder, name, digest)
+    for name in (RECORDS, RESULTS, PROVENANCE):
+        _check_listed(folder, name, manifest)
+    results, provenance = (json.loads((folder / name).read_bytes()) for name in (RESULTS, PROVENANCE))
+    return records_from_parquet((folder / RECORDS).read_bytes()), results, provenance
 
 
 def load_frame(folder: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
@@ -135,17 +132,15 @@ def load_frame(folder: Path, columns: Sequence[str] | None = None) -> "pd.DataFr
         if name not in DTYPES:
             raise OptionError(f"records have no column {name!r}{did_you_mean(name, DTYPES)}")
     manifest = read_manifest(folder)
-    if RECORDS not in manifest:
-        raise _not_listed(folder, RECORDS)
-    data = _verified(folder, RECORDS, manifest[RECORDS])
-    table = pyarrow.parquet.read_table(pyarrow.BufferReader(data), columns=names)
+    _check_listed(folder, RECORDS, manifest)
+    _verify(folder, RECORDS, manifest[RECORDS])
     read = {}
-    for name in names:
-        column = table[name]
+    for name in names:  # one at a time: what a column needs to be converted is freed before the next
+        column = pyarrow.parquet.read_table(folder / RECORDS, columns=[name])[name]
         if name in JSON_FIELDS:
             read[name] = pd.Series(_parsed(column), dtype="object")
         elif DTYPES[name] == "object":
-            read[name] = pd.Series([tuple(values) for values in column.to_pylist()], dtype="object")
+            read[name] = pd.Series(_tuples(column), dtype="object")
         elif DTYPES[name] == "string":
             read[name] = pd.Series(pd.StringDtype().__from_arrow__(column))
         else:
@@ -153,6 +148,20 @@ def load_frame(folder: Path, columns: Sequence[str] | None = None) -> "pd.DataFr
                 DTYPES[name]
             )
     return pd.DataFrame(read)
+
+
+def _tuples(column: Any) -> Any:
+    """Return lists of numbers [rows] as tuples; most are empty, and those cost nothing."""
+    import numpy as np
+
+    lists = column.combine_chunks()
+    values, ends = lists.flatten().to_pylist(), np.cumsum(lists.value_lengths().to_numpy())
+    found = np.empty(len(lists), dtype=object)
+    found[:] = [()] * len(lists)
+    starts = np.concatenate([[0], ends[:-1]])
+    for row in np.flatnonzero(ends > starts):
+        found[row] = tuple(values[starts[row] : ends[row]])
+    return found
 
 
 def _parsed(column: Any) -> Any:
@@ -165,24 +174,25 @@ def _parsed(column: Any) -> Any:
     return found[coded.indices.to_numpy()]
 
 
-def _verified(folder: Path, name: str, digest: str) -> bytes:
+def _verify(folder: Path, name: str, digest: str) -> None:
     try:
-        data = (folder / name).read_bytes()
+        with (folder / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StoreError(
             f"run folder {folder}: {name} cannot be read ({(error.strerror or str(error)).lower()});"
             " run the same command again to write it anew"
         ) from error
-    if hashlib.sha256(data).hexdigest() != digest:
+    if found != digest:
         raise StoreError(
             f"run folder {folder}: {name} is not the file this run wrote (changed since, or the run was"
             " interrupted while writing); run the same command again to write it anew"
         )
-    return data
 
 
-def _not_listed(folder: Path, name: str) -> StoreError:
-    return StoreError(f"run folder {folder}: {MANIFEST} does not list {name}")
+def _check_listed(folder: Path, name: str, manifest: Mapping[str, str]) -> None:
+    if name not in manifest:
+        raise StoreError(f"run folder {folder}: {MANIFEST} does not list {name}")
 
 
 def read_manifest(folder: Path) -> dict[str, str]:

@@ -62,12 +62,12 @@ def run_facts(
     return RunFacts(
         name=name,
         tasks={task["name"]: task for task in provenance.get("tasks", ())},
-        options=provenance.get("options", {}),
-        versions=provenance.get("versions", {}),
-        hardware=provenance.get("hardware", {}),
+        options=provenance.get("options") or {},
+        versions=provenance.get("versions") or {},
+        hardware=provenance.get("hardware") or {},
         numerics=numerics[0] if numerics else {},
-        data=provenance.get("data_revisions", {}),
-        template=_template(provenance.get("options", {}).get("chat_template", "auto"), own, reference),
+        data=provenance.get("data_revisions") or {},
+        template=_template((provenance.get("options") or {}).get("chat_template") or "auto", own, reference),
         tokenizer=own.get("tokenizer_fingerprint", ""),
         records=records,
     )
@@ -87,7 +87,8 @@ def differences(left: RunFacts, right: RunFacts, tasks: Sequence[str] | None = N
     Without records on either side only what was asked for is compared: tasks, decoding, engines.
     """
     names = list(left.tasks) if tasks is None else list(tasks)
-    found = [*_tasks(left, right, names), *_decoding(left, right), *_engines(left, right)]
+    found = [*_tasks(left, right, names), *_decoding(left, right), *_unrecorded(left, right)]
+    found += _engines(left, right)
     found += _data(left, right, names)
     if left.records is not None and right.records is not None:
         found += _records(left, right, names)
@@ -143,7 +144,7 @@ def _plain(value: Any) -> Any:
 
 
 def _decoding(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
-    sampling = [facts.options.get("sampling", {}) for facts in (left, right)]
+    sampling = [facts.options.get("sampling") or {} for facts in (left, right)]
     for key, a, b in _changed(sampling[0], sampling[1], _SAMPLING):
         yield _refused("decoding", f"{key} is {_pair(left, right, a, b)}")
     greedy = all(options.get("temperature") == 0 for options in sampling)
@@ -151,6 +152,13 @@ def _decoding(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
     for key, a, b in _changed(left.options, right.options, keys):
         subject = "decoding" if key in ("max_new_tokens", "seeds") else "prompts"
         yield _refused(subject, f"{key} is {_pair(left, right, a, b)}")
+
+
+def _unrecorded(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
+    unsaid = [facts.name for facts in (left, right) if not facts.options]
+    if unsaid:
+        text = f"the {' and the '.join(unsaid)} does not record its decoding (an imported run): check that it is the same"
+        yield Difference(WARNING, "decoding", text)
 
 
 def _engines(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
@@ -192,7 +200,7 @@ def _items(
     left: RunFacts, right: RunFacts, a: pd.DataFrame, b: pd.DataFrame, where: str
 ) -> Iterator[Difference]:
     seeds = [sorted(part["seed"].dropna().unique()) for part in (a, b)]
-    greedy = all(f.options.get("sampling", {}).get("temperature") == 0 for f in (left, right))
+    greedy = all((f.options.get("sampling") or {}).get("temperature") == 0 for f in (left, right))
     if seeds[0] != seeds[1] and not greedy and left.options.get("seeds") == right.options.get("seeds"):
         texts = [", ".join(map(str, values)) for values in seeds]
         yield _refused("decoding", f"seeds of {where} are {_pair(left, right, *texts)}")

@@ -162,7 +162,8 @@ def _with_perplexity(
     if spec is None or PERPLEXITY not in (spec.metric, *spec.metrics):
         return cells
     headline = spec.metric == PERPLEXITY
-    paired = pair_items(data, task, checkpoints, score=None if headline else PERPLEXITY)
+    score = None if headline else PERPLEXITY
+    paired = pair_items(data, task, checkpoints, score, [LOGLIKELIHOOD])
     columns = [paired.column(checkpoint, LOGLIKELIHOOD) for checkpoint in checkpoints]
     parts = measure(columns, paired.codes, [(-np.inf, np.inf)] * len(columns), rng)
     done = list(cells)

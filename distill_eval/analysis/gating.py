@@ -111,7 +111,7 @@ def find_differences(
     for task in tasks:
         paired = pair_items(data, task, _SIDES)
         found += _differences(paired, notes, whole_baseline)
-        notes += _unscored_notes(paired)
+        notes += _item_notes(paired)
     if policy.failures:
         found += _failures(frame, tasks, policy)
     return found, notes + _average_notes(found, policy)
@@ -228,8 +228,10 @@ def _mean(values) -> float | None:
     return None if None in values else float(np.mean(values))
 
 
-def _unscored_notes(paired: Paired) -> list[str]:
+def _item_notes(paired: Paired) -> list[str]:
     notes = []
+    if paired.pooled:
+        notes.append(f"{paired.task.name}: its items share one {paired.task.cluster}; taken as independent")
     for (side, protocol), unscored in zip(paired.cells, paired.num_unscored, strict=True):
         if unscored:
             notes.append(

@@ -87,7 +87,13 @@ def _columns(paired: Paired, checkpoints: Sequence[str]) -> dict[tuple[str, str]
     for (candidate, kind), column in difference_columns(paired, checkpoints, units).items():
         if np.isfinite(column).any():
             binary = kind in units and simple_binary(paired, (candidate, kind), (checkpoints[0], kind))
-            found[candidate, kind] = (column, paired.codes, units.get(kind, units[GENERATIVE]), binary)
+            # A gap has the unit of both protocols; a task may have one protocol only.
+            found[candidate, kind] = (
+                column,
+                paired.codes,
+                units[GENERATIVE if kind == GAP else kind],
+                binary,
+            )
     kinds = (LOGLIKELIHOOD, GENERATIVE, GAP)
     return {
         key: found[key]

@@ -153,7 +153,7 @@ def _decide(
         and abs(loglikelihood) > _rounding(table, first, second, likelihood),
         axis=axis,
         choice=(first.settings[axis], second.settings[axis]) if axis else ("", ""),
-        fixed=", ".join(f"{name} {value}" for name, value in first.settings.items() if axis and name != axis),
+        fixed=", ".join(value for name, value in first.settings.items() if axis and name != axis),
         others=tuple(others),
     )
 

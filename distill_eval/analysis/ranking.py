@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 from scipy.stats import rankdata
 
 from distill_eval.analysis.eligibility import reason_against
@@ -133,22 +134,41 @@ def _standings(checkpoints: Sequence[str], estimates: dict[_Key, Estimate]) -> t
 def _tau(
     checkpoints: Sequence[str], estimates: dict[_Key, Estimate], replicates: dict[_Key, np.ndarray]
 ) -> tuple[float | None, float | None, float | None]:
-    seen = {key: np.array([estimate.value]) for key, estimate in estimates.items()}
-    value = float(_tau_b(checkpoints, seen)[0])
-    if np.isnan(value):
-        return None, None, None
-    taus = _tau_b(checkpoints, replicates)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(taus, [tail, 1 - tail]) if np.isfinite(taus).any() else (-1.0, 1.0)
-    return value, min(float(low), value), max(float(high), value)
+    """Return Kendall's tau-b between the protocols' orders and the range of tau over the orders that are possible.
 
-
-def _tau_b(checkpoints: Sequence[str], differences: dict[_Key, np.ndarray]) -> np.ndarray:
-    """Return Kendall's tau-b [draws] from all pairs' differences [draws]; NaN where one order is all ties."""
+    Possible is what a simultaneous bootstrap band around all pairs' differences under both protocols allows: all
+    differences lie in it in 95% of the replicates. Percentiles of tau's own replicates would not do: those are
+    noisier than the means they come from, and equal orders of close checkpoints are hardly ever among them.
+    """
     pairs = list(combinations(checkpoints, 2))
-    one, other = (np.stack([_sign(differences[*pair, protocol]) for pair in pairs]) for protocol in PROTOCOLS)
-    untied = np.sqrt(np.abs(one).sum(axis=0) * np.abs(other).sum(axis=0))
-    return np.divide((one * other).sum(axis=0), untied, out=np.full(untied.shape, np.nan), where=untied > 0)
+    one, other = (_sign(np.array([estimates[*pair, p].value for pair in pairs])) for p in PROTOCOLS)
+    untied = float(np.sqrt(np.abs(one).sum() * np.abs(other).sum()))
+    if untied == 0:
+        return None, None, None
+    widen = _simultaneous([(estimates[*pair, p], replicates[*pair, p]) for pair in pairs for p in PROTOCOLS])
+    sure_one, sure_other = (
+        np.array([_sure_sign(estimates[*pair, p], widen) for pair in pairs]) for p in PROTOCOLS
+    )
+    agreeing, opposed = (float((sure_one * sure_other == sign).mean()) for sign in (1, -1))
+    value = float((one * other).sum()) / untied
+    return value, min(2 * agreeing - 1, value), max(1 - 2 * opposed, value)
+
+
+def _simultaneous(differences: Sequence[tuple[Estimate, np.ndarray]]) -> float:
+    """Return by how much to widen 95% intervals so that all hold at once, by the largest of their deviations."""
+    deviations = np.array([drawn - estimate.value for estimate, drawn in differences])
+    spread = deviations.std(axis=1)
+    deviations, spread = deviations[spread > 0], spread[spread > 0]
+    if not spread.size:
+        return 1.0
+    farthest = (np.abs(deviations) / spread[:, None]).max(axis=0)
+    return max(float(np.quantile(farthest, CONFIDENCE)) / float(ndtri(0.5 + CONFIDENCE / 2)), 1.0)
+
+
+def _sure_sign(estimate: Estimate, widen: float) -> int:
+    low = estimate.value - widen * (estimate.value - estimate.low)
+    high = estimate.value + widen * (estimate.high - estimate.value)
+    return int(low > 0) - int(high < 0)
 
 
 def _sign(values: np.ndarray | float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Reading a checkpoint's folder: what can be wrong with it is found here, before any model loads."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ DESCRIBING = (
     "chat_template.json",
     *VOCABULARIES,
 )
+# Import names of what models of other architectures are often built on, and the packages that bring them.
+PACKAGES = {
+    "fla": "flash-linear-attention",
+    "mamba_ssm": "mamba-ssm",
+    "causal_conv1d": "causal-conv1d",
+    "flash_attn": "flash-attn",
+}
 
 
 def read_folder(
@@ -116,8 +124,9 @@ def check_architecture(
     if not known and not (trust_remote_code and settings.get("auto_map")):
         if settings.get("auto_map"):
             raise CheckpointError(
-                f"checkpoint '{label}': model_type '{model_type}' needs the Python code in its folder, which "
-                f"runs only if you trust it: --trust-remote-code {label} ({folder})"
+                f"checkpoint '{label}': model_type '{model_type}' needs the Python code that comes with it "
+                f"({', '.join(remote_files(settings))}), which runs only if you trust it: "
+                f"--trust-remote-code {label} ({folder})"
             )
         if model_type in CONFIG_MAPPING:
             raise CheckpointError(
@@ -127,12 +136,40 @@ def check_architecture(
             f"checkpoint '{label}': unknown model_type '{model_type}': neither transformers {version} nor an "
             f"installed package has it ({folder / 'config.json'})"
         )
+    if not known:
+        _check_imports(settings, folder, label)
     try:
         AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:
         raise CheckpointError(
             f"checkpoint '{label}': bad config: {first_line(error)} ({folder / 'config.json'})"
         ) from error
+
+
+def remote_files(settings: dict[str, Any]) -> list[str]:
+    """Return the Python files that a config's ``auto_map`` names for config and model."""
+    named = settings["auto_map"] if isinstance(settings["auto_map"], dict) else {}
+    targets = [named.get(name) for name in ("AutoConfig", "AutoModelForCausalLM")]
+    modules = [target.split("--")[-1].partition(".")[0] for target in targets if isinstance(target, str)]
+    return [f"{module}.py" for module in dict.fromkeys(modules)]
+
+
+def _check_imports(settings: dict[str, Any], folder: Path, label: str) -> None:
+    """Raise CheckpointError where trusted code imports a package that is not installed."""
+    from transformers.dynamic_module_utils import get_imports
+
+    for file in remote_files(settings):
+        try:
+            imported = get_imports(folder / file)
+        except (OSError, SyntaxError):  # what is wrong with the file itself is said by who loads it
+            continue
+        missing = [name for name in imported if find_spec(name) is None]
+        if missing:
+            packages = " ".join(PACKAGES.get(name, name) for name in missing)
+            raise CheckpointError(
+                f"checkpoint '{label}': {folder / file} imports {', '.join(missing)}, which is not installed: "
+                f"pip install {packages}"
+            )
 
 
 def _check_vocabulary(declared: Any, rows: int | None, folder: Path) -> int:

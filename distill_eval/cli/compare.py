@@ -1,6 +1,5 @@
 """``distill-eval compare``: the main command."""
 
-import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -9,17 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill_eval.errors import OptionError, did_you_mean
-from distill_eval.schema.records import ARMS
-from distill_eval.schema.requests import GREEDY, Sampling
+from distill_eval.cli.options import (
+    HOW,
+    RISK,
+    WHAT,
+    WHERE,
+    parse_arms,
+    parse_max_new_tokens,
+    parse_sampling,
+    parse_seeds,
+    read_template,
+    split_names,
+)
+from distill_eval.errors import OptionError
 from distill_eval.schema.run import RunOptions
 
 if TYPE_CHECKING:
-    from distill_eval.catalog import Suite
     from distill_eval.compare import Comparison
-
-NO_ARMS = "none"
-WHAT, HOW, WHERE, RISK = "What to run", "How to prompt and sample", "Where and with what", "Permissions"
 
 
 def compare_command(
@@ -208,17 +213,17 @@ def compare_command(
     from distill_eval.catalog import load_catalog, select_tasks
 
     catalog = load_catalog(tuple(tasks_dir or ()))
-    chosen = select_tasks(catalog, suite=suite, names=_names(tasks))
+    chosen = select_tasks(catalog, suite=suite, names=split_names(tasks))
     defaults = catalog.suites[suite] if suite else None
-    sampling = _sampling(greedy, temperature, top_p, top_k, defaults)
-    seed_list = _seeds(seeds, defaults)
+    sampling = parse_sampling(greedy, temperature, top_p, top_k, defaults)
+    seed_list = parse_seeds(seeds, defaults)
     options = RunOptions(
         limit=limit,
         limit_seed=limit_seed,
         seeds=seed_list,
-        arms=_arms(arms),
+        arms=parse_arms(arms),
         sampling=sampling,
-        max_new_tokens=_max_new_tokens(max_new_tokens, defaults),
+        max_new_tokens=parse_max_new_tokens(max_new_tokens, defaults),
         apply_chat_template=apply_chat_template,
         system_prompt=system_prompt,
         backend=backend,
@@ -230,7 +235,7 @@ def compare_command(
         data_dir=data_dir,
         cache_dir=cache_dir,
     )
-    template = chat_template if chat_template in ("auto", "own") else _read_template(chat_template)
+    template = chat_template if chat_template in ("auto", "own") else read_template(chat_template)
     folder = out or Path("runs") / (suite or "tasks")
 
     from distill_eval.cli.progress import ProgressBars
@@ -294,80 +299,3 @@ def print_comparison(comparison: "Comparison", details: bool = False) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
-def _arms(text: str | None) -> tuple[str, ...]:
-    if text is None:
-        return RunOptions().arms
-    names = _names(text)
-    if names == (NO_ARMS,):
-        return ()
-    for name in names:
-        if name not in ARMS:
-            raise OptionError(f"--arms: unknown arm '{name}'{did_you_mean(name, (*ARMS, NO_ARMS))}")
-    if not names:
-        raise OptionError(f"--arms is empty; give {', '.join(ARMS)} or {NO_ARMS}")
-    return tuple(dict.fromkeys(names))
-
-
-def _seeds(text: str | None, suite: "Suite | None") -> tuple[int, ...]:
-    if text is None:
-        return tuple(suite.seeds) if suite and suite.seeds else RunOptions().seeds
-    try:
-        seeds = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise OptionError(
-            f"--seeds takes whole numbers separated by commas, as in 1,2,3; got '{text}'"
-        ) from None
-    if len(set(seeds)) != len(seeds):
-        raise OptionError(f"--seeds must differ from one another, got '{text}'")
-    return seeds
-
-
-def _sampling(
-    greedy: bool | None,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    suite: "Suite | None",
-) -> Sampling:
-    asked = [
-        name
-        for name, value in (("--temperature", temperature), ("--top-p", top_p), ("--top-k", top_k))
-        if value is not None
-    ]
-    if greedy and asked:
-        raise OptionError(f"--greedy leaves nothing to sample: drop {', '.join(asked)}")
-    if temperature is not None and temperature < 0:
-        raise OptionError(f"--temperature must be 0 or more, got {temperature}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise OptionError(f"--top-p must be above 0 and at most 1, got {top_p}")
-    if top_k is not None and top_k < 0:
-        raise OptionError(f"--top-k must be 0 (off) or more, got {top_k}")
-    if greedy or temperature == 0 or (greedy is None and not asked and suite is not None and suite.greedy):
-        return GREEDY
-    base = Sampling()
-    return Sampling(
-        temperature=base.temperature if temperature is None else temperature,
-        top_p=base.top_p if top_p is None else top_p,
-        top_k=base.top_k if top_k is None else top_k,
-        seed=base.seed,
-    )
-
-
-def _max_new_tokens(asked: int | None, suite: "Suite | None") -> int:
-    if asked is not None and asked < 1:
-        raise OptionError(f"--max-new-tokens must be at least 1, got {asked}")
-    if asked is not None:
-        return asked
-    return suite.max_new_tokens if suite and suite.max_new_tokens else RunOptions().max_new_tokens
-
-
-def _read_template(path: str) -> str:
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return Path(path).read_text()
-    raise OptionError(f"--chat-template must be auto, own or a readable template file, got '{path}'")

@@ -20,6 +20,7 @@ COMMANDS = {
     "import": "distill_eval.cli.interchange:import_command",
     "prefetch": "distill_eval.cli.prefetch:prefetch_command",
     "probe": "distill_eval.cli.probe:probe_command",
+    "reproduce": "distill_eval.cli.reproduce:reproduce_command",
 }
 GROUPS = {
     "tasks": "distill_eval.cli.tasks:app",

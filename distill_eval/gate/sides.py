@@ -144,7 +144,12 @@ def evaluate_like(
         [name], evaluation.cache_dir or default_cache_dir(), evaluation.trusted
     )  # or say what is wrong
     specs = _todays_tasks(baseline, tasks, evaluation.tasks_dirs)
-    recorded = baseline.run.provenance.get("options", {})
+    recorded = baseline.run.provenance.get("options")
+    if not recorded:
+        raise OptionError(
+            f"--candidate '{name}' cannot be evaluated like the baseline: run folder {baseline.run.folder} does not "
+            "record its options (an imported run); give a stored run as the candidate"
+        )
     today = RunFacts(
         name="candidate",
         tasks={task.name: asdict(task) for task in specs},

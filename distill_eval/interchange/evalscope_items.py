@@ -87,24 +87,28 @@ def _from_data(
     from distill_eval.protocols import generative
 
     loaded = generative.load(task, data_dir)
-    by_place, by_prompt = {}, {}
+    by_place: dict[tuple[str, int], str] = {}
+    by_prompt: dict[tuple[str, str], list[str]] = {}
     for subset, samples in loaded.benchmark.samples.items():
         for sample in samples:
             key = sample.metadata["item_key"]
             by_place[subset, sample.id] = key
             by_prompt.setdefault((subset, loaded.chats[key][-1][1]), []).append(key)
-    items: list[Item | None] = []
-    lost = 0
+    found: dict[tuple[str, int], str | None] = {}
     for line in lines:
-        subset = line.part.subset or NO_SUBSET
-        prompt = line.messages[-1][1] if line.messages else ""
-        keys = by_prompt.get((subset, prompt), [])
-        placed = by_place.get((subset, line.position), "")
-        item, target = loaded.benchmark.items.get(placed), loaded.benchmark.targets.get(placed, "")
-        if placed in keys or (item is not None and not keys and _fits(line, prompt, item, target)):
-            keys = [placed]
-        lost += not keys
-        items.append(loaded.benchmark.items[keys[0]] if keys else None)
+        subset, prompt = line.part.subset or NO_SUBSET, line.messages[-1][1] if line.messages else ""
+        if (subset, line.position) in found:  # a repeat
+            continue
+        placed = by_place.get((subset, line.position))
+        alike = by_prompt.get((subset, prompt), [])
+        if placed and (placed in alike or (not alike and _fits(line, prompt, loaded, placed))):
+            found[subset, line.position] = placed
+        else:  # other rows, or in another order
+            taken = set(found.values()) if len(alike) > 1 else ()
+            found[subset, line.position] = next((key for key in alike if key not in taken), None)
+    keys = [found[line.part.subset or NO_SUBSET, line.position] for line in lines]
+    items = [loaded.benchmark.items[key] if key else None for key in keys]
+    lost = keys.count(None)
     if lost == len(lines):
         raise DataError(
             f"none of its {lost} prompts is one that EvalScope makes of the data of '{task.name}'"
@@ -117,10 +121,11 @@ def _from_data(
     return items, notes
 
 
-def _fits(line: Line, prompt: str, item: Item, target: str) -> bool:
-    text = " ".join(prompt.split())
+def _fits(line: Line, prompt: str, loaded: Any, key: str) -> bool:
+    item, target, text = loaded.benchmark.items[key], loaded.benchmark.targets[key], " ".join(prompt.split())
     shown = item.question in text or (item.options and all(option in text for option in item.options))
-    return bool(shown) and (not line.target or line.target == target)
+    # With examples in front, the prompt ends as it does without.
+    return bool(shown or prompt.endswith(loaded.chats[key][-1][1])) and line.target in ("", target)
 
 
 def _placed(line: Line, task: TaskSpec) -> Item:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from distill_eval.render.text import one_line, visible
-from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
+from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, UNKNOWN_TOKENS
 from distill_eval.schema.results import Results, TaskResult
 
 if TYPE_CHECKING:
@@ -116,8 +116,10 @@ def _by_item(rows: "pd.DataFrame", checkpoint: str, protocol: str) -> dict[str, 
 
 def _answer(record: Mapping[str, Any]) -> Answer:
     finish = {"length": "cut off at the length limit", "stop": "ended by itself"}
-    reason = _text(record["finish_reason"])
-    facts = f"{record['num_output_tokens']} tokens, {finish.get(reason, f'finished by {one_line(reason)}')}"
+    reason, count = _text(record["finish_reason"]), record["num_output_tokens"]
+    facts = f"{count} tokens, {finish.get(reason, f'finished by {one_line(reason)}')}"
+    if count == UNKNOWN_TOKENS:
+        facts = "length unknown"
     extracted = one_line(_cut(_text(record["extracted"])))
     correct = bool(record["score"] == 1) if _is_scored(record) else None
     return Answer(str(record["checkpoint"]), _cut(_text(record["output"])), extracted, correct, facts)

@@ -76,7 +76,7 @@ def _class_table(failures: Sequence[TaskFailures]) -> Table:
     title = "How generations end, % of items (an item's seeds averaged)"
     note = (
         "Right: by a strict reading of the form the prompt asks for. Wrong form: right, but only a lenient reading "
-        "finds it. What a response states counts first, also before a loop or the limit; results.json has the 95% "
+        "finds it. What a response states counts first, also before a loop or the limit; explanation.json has the 95% "
         "intervals."
     )
     return Table("failures", title, columns, tuple(rows), tuple(rules), notes=(note, *notes))

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from distill_eval.render.tables import print_table, render_markdown
+from distill_eval.render.tables import escape_markdown, print_table, render_markdown
 from distill_eval.render.text import join_names, one_line
 from distill_eval.schema.gate import (
     AVERAGE,
@@ -111,15 +111,15 @@ def sentence(result: GateResult) -> str:
 def markdown(result: GateResult) -> str:
     """Return the verdict, differences, checks and notes as Markdown for a comment or a step summary."""
     lead, rest = sentence(result).split(":", 1)
-    parts = [f"### Gate: {lead.lower()}\n", f"{_escaped(rest.strip())}\n"]
+    parts = [f"### Gate: {lead.lower()}\n", f"{escape_markdown(rest.strip())}\n"]
     for severity, title in ((REFUSAL, "What differs"), ("warning", "What differs and may matter")):
         texts = [difference.text for difference in result.differences if difference.severity == severity]
         if texts:
-            parts += [f"{title}:\n", "".join(f"- {_escaped(text)}\n" for text in texts)]
+            parts += [f"{title}:\n", "".join(f"- {escape_markdown(text)}\n" for text in texts)]
     if result.checks:
         parts.append(render_markdown(gate_table(result)))
     if result.notes:
-        parts.append("".join(f"- {_escaped(note)}\n" for note in result.notes))
+        parts.append("".join(f"- {escape_markdown(note)}\n" for note in result.notes))
     return "\n".join(parts)
 
 
@@ -164,11 +164,3 @@ def _listed(checks: list[Check]) -> str:
     names = [title_of(check) for check in checks[:_MOST_NAMED]]
     more = len(checks) - len(names)
     return join_names([*names, f"{more} more"] if more > 0 else names).replace(", average", " average")
-
-
-def _escaped(text: str) -> str:
-    """Escape what Markdown, HTML or a mention would make something of."""
-    escaped = one_line(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "|*_`[]#":
-        escaped = escaped.replace(mark, f"\\{mark}")
-    return escaped.replace("@", "&#64;")

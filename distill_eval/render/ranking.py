@@ -49,7 +49,7 @@ def _tau_sentence(ranking: Ranking) -> str:
     if ranking.tau is None:
         return "Kendall's tau: not defined, one protocol puts all checkpoints level."
     spread = f"[{ranking.tau_low:.2f}, {ranking.tau_high:.2f}]"
-    return f"Kendall's tau between the protocols: {ranking.tau:.2f}, bootstrap {spread}."
+    return f"Kendall's tau between the protocols: {ranking.tau:.2f}; orders that the items allow: {spread}."
 
 
 def _pairs(ranking: Ranking) -> Table:

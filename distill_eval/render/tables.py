@@ -56,17 +56,17 @@ def render_latex(table: Table, *, label: str = "") -> str:
 def render_markdown(table: Table) -> str:
     """Return a GitHub table under a bold title; what a model or user named cannot become markup."""
     headings = [f"{c.group}: {c.heading}" if c.group else c.heading for c in table.columns]
-    lines = [f"**{_markdown(table.title)}**", ""]
-    lines.append(_markdown_row([_markdown(heading) for heading in headings]))
+    lines = [f"**{escape_markdown(table.title)}**", ""]
+    lines.append(_markdown_row([escape_markdown(heading) for heading in headings]))
     lines.append(_markdown_row([":--" if c.align == "left" else "--:" for c in table.columns]))
     for number, row in enumerate(table.rows):
-        cells = [_markdown(text) for text in row]
+        cells = [escape_markdown(text) for text in row]
         cells = [
             f"**{text}**" if (number, place) in table.strong and text else text
             for place, text in enumerate(cells)
         ]
         lines.append(_markdown_row(cells))
-    lines += ["", *(f"{_markdown(note)}\n" for note in table.notes)]
+    lines += ["", *(f"{escape_markdown(note)}\n" for note in table.notes)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -147,7 +147,7 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def _markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Escape what Markdown, HTML or a mention (``@name``) would make something of."""
     escaped = one_line(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for mark in "|*_`[]#":

@@ -31,13 +31,15 @@ class PublishedColumn:
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
     """One model. ``role``: ``"teacher"`` or ``"student"``; ``settings``: what tells the rows of a table apart;
-    ``model``: its id on the hub, None where it is not public.
+    ``model``: its id on the hub, None where it is not public. ``needs``: what that model needs beside transformers:
+    ``code`` (a file of its repository), ``package`` (to install) and ``module`` (that package's import name).
     """
 
     label: str
     role: str
     settings: dict[str, str] = field(default_factory=dict)
     model: str | None = None
+    needs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +164,9 @@ class PairDecision:
     """Two rows compared by both protocols. Differences (points) are ``first`` minus ``second``.
 
     ``first`` is the better one by generation. ``reversed``: log-likelihood prefers the other. ``certain``: no
-    rounding of the printed figures can change that. ``others``: (heading, difference, positive is better for
-    ``first``) of log-likelihood columns that generation lacks.
+    rounding of the printed figures can change that. ``axis``: the one setting in which they differ ("" where there
+    is none such), ``choice`` its two values, ``fixed`` the values of the others. ``others``: (heading, difference,
+    positive is better for ``first``) of log-likelihood columns that generation lacks.
     """
 
     first: str

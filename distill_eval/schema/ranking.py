@@ -57,9 +57,9 @@ class Ranking:
     """Ranks over ``tasks`` (each weighs the same; ``excluded``: task -> why), on the items that all checkpoints
     have scored under both protocols.
 
-    ``tau``: Kendall's tau-b between the protocols' orders, with the 2.5th and 97.5th percentile of its bootstrap
-    replicates, stretched to hold the value; None where a protocol puts all checkpoints level. ``standings`` best
-    by generation first. ``wrong_choices``: certain ones first, then by what they cost.
+    ``tau``: Kendall's tau-b between the protocols' orders, None where a protocol puts all checkpoints level;
+    ``tau_low`` to ``tau_high``: its range over all orders that a simultaneous 95% bootstrap band allows.
+    ``standings`` best by generation first. ``wrong_choices``: certain ones first, then by what they cost.
     """
 
     tasks: tuple[str, ...]

@@ -15,6 +15,15 @@ from distill_eval.analysis.noninferiority import (
     items_needed,
     summarise,
 )
+from tests.benchmarks.gate_error_rates import (
+    average,
+    clustered,
+    gap,
+    highest_level,
+    pass_rate,
+    several_seeds,
+    whole_gates,
+)
 
 ALPHA = 0.05
 
@@ -134,46 +143,12 @@ def test_the_hint_knows_how_many_items_there_are() -> None:
 
 
 # How often a loss of exactly the margin passes: at most alpha. Enumerated for counts, simulated for the rest with fixed
-# seeds; the standard error of 2,000 simulations at 4% is 0.4%. Larger runs: tests/benchmarks/gate_error_rates.py.
+# seeds; the standard error of 2,000 simulations at 4% is 0.4%. At full size: tests/benchmarks/gate_error_rates.py.
 
 
 @pytest.mark.parametrize(("num_items", "margin"), [(20, 0.1), (35, 0.15), (40, 0.03), (80, 0.05)])
 def test_level_of_counts_exactly(num_items: int, margin: float) -> None:
-    gained, lost = np.meshgrid(np.arange(num_items + 1), np.arange(num_items + 1), indexing="ij")
-    pairs = np.stack([gained.ravel(), lost.ravel()], axis=1)
-    pairs = pairs[pairs.sum(axis=1) <= num_items]
-    passes = [bounds([counted(*pair, num_items)], ALPHA)[0] > -margin for pair in pairs]
-    passing = pairs[np.array(passes)]
-    assert len(passing)
-    rows = np.column_stack([passing, num_items - passing.sum(axis=1)])
-    levels = [
-        scipy.stats.multinomial.pmf(rows, num_items, [rate, rate + margin, 1 - 2 * rate - margin]).sum()
-        for rate in np.linspace(0, (1 - margin) / 2, 60)
-    ]
-    assert max(levels) <= ALPHA
-
-
-def level(simulate, margin: float, num_simulations: int = 2000, decide=bounds) -> float:
-    """Return how often a lower bound lies above ``-margin``; ``simulate(rng)`` returns the tasks' samples."""
-    rng = np.random.default_rng(0)
-    return float(np.mean([decide(simulate(rng), ALPHA)[0] > -margin for _ in range(num_simulations)]))
-
-
-def clustered(rng, num_clusters=60, size=10, loss=0.05, correlation=0.2, gain=0.0):
-    """Losses that sit in few clusters: their rates are drawn per cluster."""
-    codes = np.repeat(np.arange(num_clusters), 1 + rng.poisson(size - 1, size=num_clusters))
-    strength = 1 / correlation - 1
-    rates = rng.beta((loss + gain) * strength, (1 - loss - gain) * strength, size=num_clusters)[codes]
-    lost = (rng.random(len(codes)) < rates).astype(float)
-    gained = (lost == 0) & (rng.random(len(codes)) < gain / (1 - loss - gain))
-    return summarise(gained - lost, codes)
-
-
-def plain_t(samples, alpha):
-    """What the skewness, the half item and the share of alpha are for."""
-    [sample] = samples
-    arm = scipy.stats.t.ppf(1 - alpha, sample.clusters - 1) * np.sqrt(sample.variance)
-    return sample.value - arm, sample.value + arm
+    assert 0 < highest_level(num_items, margin) <= ALPHA
 
 
 @pytest.mark.parametrize(
@@ -181,36 +156,26 @@ def plain_t(samples, alpha):
     [(60, 10, 0.05, 0.2, 0.0), (20, 5, 0.1, 0.2, 0.1), (40, 5, 0.05, 0.02, 0.05), (12, 8, 0.1, 0.1, 0.1)],
 )
 def test_level_with_clusters(num_clusters, size, loss, correlation, gain) -> None:
-    def simulate(rng):
-        return [clustered(rng, num_clusters, size, loss, correlation, gain)]
-
-    assert level(simulate, loss) <= ALPHA
+    draw = clustered(num_clusters, size, loss, correlation, gain)
+    assert pass_rate(draw, loss, 2000) <= ALPHA
 
 
 def test_a_plain_bound_would_pass_too_often() -> None:
-    assert level(lambda rng: [clustered(rng)], 0.05, 1000, plain_t) > 0.08
+    """What the skewness, the half event and the share of alpha are for."""
+
+    def plain_t(samples, alpha):
+        [sample] = samples
+        arm = scipy.stats.t.ppf(1 - alpha, sample.clusters - 1) * np.sqrt(sample.variance)
+        return sample.value - arm, sample.value + arm
+
+    assert pass_rate(clustered(60, 10, 0.05, 0.2, 0.0), 0.05, 1000, plain_t) > 0.08
 
 
-def seeds(rng, num_items=60, margin=0.05, num_seeds=3):
-    ability = rng.beta(0.6, 0.4, size=num_items)
-    baseline = rng.binomial(num_seeds, ability) / num_seeds
-    candidate = rng.binomial(num_seeds, ability * (1 - margin / 0.6)) / num_seeds
-    return summarise(candidate - baseline, np.arange(num_items))
-
-
-def gap(rng, num_items=60, margin=0.05):
-    ability = rng.beta(2, 1, size=num_items)
-    likelihood = [(rng.random(num_items) < ability).astype(float) for _ in range(2)]
-    baseline = (rng.random(num_items) < ability).astype(float)
-    candidate = baseline * (rng.random(num_items) >= margin * 1.5)
-    growth = (likelihood[1] - likelihood[0]) - (candidate - baseline)
-    return summarise(-growth, np.arange(num_items), top=2.0)
-
-
-@pytest.mark.parametrize("make", [seeds, gap])
-@pytest.mark.parametrize("num_items", [30, 200])
-def test_level_over_seeds_and_of_gaps(make, num_items: int) -> None:
-    assert level(lambda rng: [make(rng, num_items)], 0.05, 1500) <= ALPHA
+@pytest.mark.parametrize(
+    "draw", [several_seeds(30, 0.05), several_seeds(200, 0.05), gap(30, 0.05), gap(200, 0.05)]
+)
+def test_level_over_seeds_and_of_gaps(draw) -> None:
+    assert pass_rate(draw, 0.05, 2000) <= ALPHA
 
 
 @pytest.mark.parametrize(
@@ -223,28 +188,12 @@ def test_level_over_seeds_and_of_gaps(make, num_items: int) -> None:
     ],
 )
 def test_level_of_averages(sizes, losses, gain) -> None:
-    def simulate(rng):
-        return [
-            summarise(
-                rng.choice([1.0, -1.0, 0.0], p=[gain, loss + gain, 1 - loss - 2 * gain], size=size),
-                np.arange(size),
-                binary=True,
-            )
-            for size, loss in zip(sizes, losses, strict=True)
-        ]
-
-    assert level(simulate, float(np.mean(losses)), 1500) <= ALPHA
+    assert pass_rate(average(sizes, losses, gain), float(np.mean(losses)), 1500) <= ALPHA
 
 
-def test_a_whole_gate_passes_and_fails_wrongly_at_most_at_alpha() -> None:
+def test_a_whole_gate_is_wrong_at_most_at_alpha() -> None:
     """Ten checks at their margin: hardly ever all pass; and for all that they are ten, hardly ever one fails."""
-    rng = np.random.default_rng(0)
-    passed = failed = 0
-    for _ in range(200):
-        counts = rng.multinomial(200, [0.05, 0.1, 0.85], size=10)
-        checks = answer([question(counted(g, lost, 200), margin=0.05) for g, lost, _ in counts], ALPHA)
-        outcomes = {check.outcome for check in checks}
-        passed += outcomes == {"pass"}
-        failed += "fail" in outcomes
-    assert passed == 0
-    assert failed / 200 <= ALPHA
+    rates = whole_gates(10, 200, 0.05, 200)
+    assert rates["all at the margin: passes"] == 0
+    assert rates["all at the margin: fails"] <= ALPHA
+    assert 0 < rates["one at the margin, others without loss: passes"] <= ALPHA

@@ -76,10 +76,10 @@ def test_by_hand(make: Callable[..., PublishedTable]):
 def test_choices_change_one_setting(make: Callable[..., PublishedTable]):
     ranking = published_ranking(make())
     assert [(pair.axis, pair.choice, pair.fixed, pair.reversed) for pair in ranking.choices] == [
-        ("loss", ("kd", "ce"), "size s", True),
-        ("loss", ("kd", "ce"), "size l", False),
-        ("size", ("s", "l"), "loss kd", False),
-        ("size", ("s", "l"), "loss ce", False),
+        ("loss", ("kd", "ce"), "s", True),
+        ("loss", ("kd", "ce"), "l", False),
+        ("size", ("s", "l"), "kd", False),
+        ("size", ("s", "l"), "ce", False),
     ]
     # kd's perplexity is 2 higher, which is worse
     assert ranking.choices[0].others == (("P", -2),)
@@ -95,6 +95,13 @@ def test_rounding_in_print_makes_a_reversal_uncertain(make: Callable[..., Publis
     assert certain("50.0 50.0 20.0 20.0", "50.2 50.1 10.0 10.0")  # 0.15 apart, rounding moves at most 0.1
     assert not certain("50.0 50.0 20.0 20.0", "50.1 50.1 10.0 10.0")
     assert not certain("50 50 20.0 20.0", "50.2 50.3 10.0 10.0")  # whole numbers hide more
+
+
+def test_tau_is_undefined_where_all_rows_tie(make: Callable[..., PublishedTable]):
+    rows = [("one", {}, "50.0 50.0 20.0 20.0"), ("two", {}, "50.0 50.0 10.0 10.0")]
+    ranking = published_ranking(make(COLUMNS[:2] + COLUMNS[3:5], rows))
+    assert ranking.tau is None
+    assert "undefined, all rows tie" in ranking_tables(ranking)[0].notes[1]
 
 
 def test_lower_is_better_columns_rank_alone(make: Callable[..., PublishedTable]):
@@ -145,9 +152,7 @@ def test_table_5():
         wrong[pair.axis] += pair.reversed
     assert wrong == {"objective": 2, "mask": 5, "tokens": 6}
     assert len(ranking.choices) == 6 + 6 + 12
-    kd = next(
-        pair for pair in ranking.choices if pair.axis == "objective" and pair.fixed == "mask P+C, tokens 500M"
-    )
+    kd = next(pair for pair in ranking.choices if pair.axis == "objective" and pair.fixed == "P+C, 500M")
     # (50.2 + 33.6 + 61.5 + 46.2 - 45.8 - 23.2 - 50.1 - 37.0) / 4 and the same of log-likelihood
     assert (kd.generative, kd.loglikelihood) == (pytest.approx(8.85), pytest.approx(-0.625))
     assert dict(kd.others)["LAM."] == pytest.approx(-9.2)
@@ -178,7 +183,9 @@ def test_tables_for_people():
     assert ranks.rows[0] == ("KD C 250M", "49.67", "1", "46.98", "7")
     assert axes.rows == (("objective", "6", "2", "2"), ("mask", "6", "5", "5"), ("tokens", "12", "6", "4"))
     assert len(choices.rows) == 24
-    assert choices.rows[1][:5] == ("objective", "KD over SFT", "mask P+C, tokens 500M", "+8.85", "-0.62")
+    assert choices.rows[1] == (
+        "objective: KD over SFT", "P+C, 500M", "+8.85", "-0.62", "-0.90", "-9.20", "+2.60", "wrong",
+    )  # fmt: skip
     assert len(reversals.rows) == 36
     empty = ranking_tables(published_ranking(load_published("table6")))[-1]
     assert (empty.rows, empty.notes) == ((), ("None.",))

@@ -34,7 +34,7 @@ def exactly(make_records, rights, num_items=20):
 
 def test_ranks_tau_and_wrong_choices_by_hand(make_records, make_task):
     """Order a b c by log-likelihood, a c b by generation: of three pairs two agree, one is turned round."""
-    frame = exactly(make_records, {"a": (20, 20), "b": (15, 1), "c": (6, 10)})
+    frame = exactly(make_records, {"a": (60, 60), "b": (45, 3), "c": (18, 30)}, 60)
     ranking = rank_checkpoints(frame, [make_task()], ["a", "b", "c"])
     assert ranking is not None
     assert [(s.checkpoint, s.loglikelihood_rank, s.generation_rank) for s in ranking.standings] == [

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from distill_eval.analysis.cluster_t import mean_error
 from distill_eval.analysis.resampling import cluster_sums
@@ -101,6 +102,8 @@ def test_holm_by_hand():
     adjusted = holm(np.array([0.03, 0.01, 0.04, 0.02]))
     assert adjusted == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm_level(adjusted) == pytest.approx(0.05 / 3)
+    many = np.random.default_rng(0).random(30) ** 3
+    assert holm(many) == pytest.approx(multipletests(many, method="holm")[1])
     assert holm_level(np.array([0.01])) == 0.05
 
 

@@ -13,7 +13,9 @@ import time
 DEMO = ("demo:smollm2", "demo:smollm2-3bit")
 RUNS = {
     "analysis_speed": (),
+    "simulations": ("--simulations", "200"),
     "ops_cpu": ("--tokens", "512", "--runs", "3"),
+    "gate_error_rates": ("--simulations", "100"),
     "sequential_gate": ("--simulations", "500"),
     "same_as_teacher": (DEMO[0], "--max-new-tokens", "16"),
     "student_speed": (

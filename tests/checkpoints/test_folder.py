@@ -191,13 +191,27 @@ def test_remote_code_needs_trust(folder, tmp_path, monkeypatch):
     code.write_text("raise SystemExit('code of a checkpoint ran without being trusted')")
     names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
     edit(folder / "config.json", model_type="own-llama", auto_map=names)
-    assert "--trust-remote-code broken" in complaint(folder, tmp_path)
+    text = complaint(folder, tmp_path)
+    assert "(modeling_own.py), which runs only if you trust it: --trust-remote-code broken" in text
     code.write_text(REMOTE_CODE)
     trusted = resolve_checkpoint(str(folder), cache_dir=tmp_path / "cache", trust_remote_code=True)
     assert (trusted.model_type, trusted.trust_remote_code) == ("own-llama", True)
     code.write_text(REMOTE_CODE + "\nAnother = 1\n")
     again = resolve_checkpoint(str(folder), cache_dir=tmp_path / "cache", trust_remote_code=True)
     assert again.fingerprint != trusted.fingerprint
+
+
+def test_trusted_code_without_its_library_says_what_to_install(folder, tmp_path):
+    (folder / "modeling_own.py").write_text("from fla_is_not_here.ops import f\n" + REMOTE_CODE)
+    names = {
+        "AutoConfig": "modeling_own.OwnConfig",
+        "AutoModelForCausalLM": "org/repo--modeling_own.OwnForCausalLM",
+    }
+    edit(folder / "config.json", model_type="own-llama", auto_map=names)
+    with pytest.raises(CheckpointError) as raised:
+        resolve_checkpoint(f"student={folder}", cache_dir=tmp_path / "cache", trust_remote_code=True)
+    assert str(raised.value).startswith("checkpoint 'student': ")
+    assert "modeling_own.py imports fla_is_not_here, which is not installed: pip install" in str(raised.value)
 
 
 def test_architecture_from_an_entry_point(folder, tmp_path, monkeypatch):

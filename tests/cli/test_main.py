@@ -15,7 +15,9 @@ def test_version(command: Callable) -> None:
     assert (result.code, result.out.strip()) == (0, f"distill-eval {distill_eval.__version__}")
 
 
-@pytest.mark.parametrize("name", ["compare", "export", "gate", "import", "prefetch", "probe", "tasks"])
+@pytest.mark.parametrize(
+    "name", ["compare", "export", "gate", "import", "prefetch", "probe", "reproduce", "tasks"]
+)
 def test_help_of_every_command(command: Callable, name: str) -> None:
     result = command(name, "--help")
     assert result.code == 0

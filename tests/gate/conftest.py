@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,9 @@ from distill_eval.schema.records import Record
 from distill_eval.schema.requests import Sampling
 from distill_eval.schema.results import Results
 from distill_eval.schema.run import RunOptions
+from tests.cli.conftest import command
+
+__all__ = ["command"]
 
 TASK = """\
 title: Sums
@@ -166,33 +168,3 @@ def change_provenance() -> Callable[[Path, Callable[[dict], None]], None]:
         _rewrite(folder, PROVENANCE, edited)
 
     return change
-
-
-@dataclass(frozen=True)
-class Finished:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error_lines(self) -> list[str]:
-        return [line for line in self.err.splitlines() if line.strip()]
-
-
-@pytest.fixture
-def run_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Finished]:
-    """Run ``distill-eval ARGS`` in this process and return its exit code and output."""
-
-    def run(*args: object) -> Finished:
-        from distill_eval.cli.main import main
-
-        monkeypatch.setattr(sys, "argv", ["distill-eval", *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return Finished(int(stop.value.code or 0), out, err)
-
-    return run

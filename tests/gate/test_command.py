@@ -11,7 +11,7 @@ from distill_eval.runs import MANIFEST
 
 
 @pytest.fixture
-def gate(stored: Callable, tmp_path: Path, run_command: Callable, monkeypatch) -> Callable:
+def gate(stored: Callable, tmp_path: Path, command: Callable, monkeypatch) -> Callable:
     """``gate(right answers of the baseline, of the candidate, items, *flags)`` on runs of made-up answers."""
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(name, raising=False)
@@ -20,9 +20,7 @@ def gate(stored: Callable, tmp_path: Path, run_command: Callable, monkeypatch) -
 
     def run(left: int, right: int, num_items: int = 400, *flags: object):
         sides = [stored(tmp_path / name, count, num_items) for name, count in (("a", left), ("b", right))]
-        return run_command(
-            "gate", "--baseline", sides[0], "--candidate", sides[1], "--policy", policy, *flags
-        )
+        return command("gate", "--baseline", sides[0], "--candidate", sides[1], "--policy", policy, *flags)
 
     return run
 
@@ -37,7 +35,7 @@ def test_exit_codes_and_the_verdict_last(gate: Callable, right, num_items, code,
     assert result.out.splitlines()[-1].startswith(f"{word}: student against student: ")
 
 
-def test_refused_is_2_and_says_why_line_by_line(stored, tmp_path, run_command, monkeypatch) -> None:
+def test_refused_is_2_and_says_why_line_by_line(stored, tmp_path, command, monkeypatch) -> None:
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     left = stored(tmp_path / "a", 300)
 
@@ -46,7 +44,7 @@ def test_refused_is_2_and_says_why_line_by_line(stored, tmp_path, run_command, m
         facts["options"]["max_new_tokens"] = 9
 
     right = stored(tmp_path / "b", 300, change=other)
-    result = run_command("gate", "--baseline", left, "--candidate", right)
+    result = command("gate", "--baseline", left, "--candidate", right)
     assert result.code == 2
     assert result.out == ""
     assert result.error_lines == [
@@ -56,11 +54,11 @@ def test_refused_is_2_and_says_why_line_by_line(stored, tmp_path, run_command, m
     ]
 
 
-def test_failing_checks_come_first(stored, tmp_path, run_command) -> None:
+def test_failing_checks_come_first(stored, tmp_path, command) -> None:
     policy = tmp_path / "gate.yaml"
     policy.write_text("loglikelihood: {task: 50}\ngeneration: {task: 5}\n")
     sides = [stored(tmp_path / name, count) for name, count in (("a", 300), ("b", 250))]
-    result = run_command("gate", "--baseline", sides[0], "--candidate", sides[1], "--policy", policy)
+    result = command("gate", "--baseline", sides[0], "--candidate", sides[1], "--policy", policy)
     rows = [line for line in result.out.splitlines() if line.startswith(("FAIL ", "pass "))]
     assert [row.split()[0] for row in rows] == ["FAIL", "pass"]
     assert "generation, sums" in rows[0]
@@ -227,12 +225,12 @@ def checkpoint_as_baseline(run, other, folder):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_mistakes(name: str, stored, tmp_path: Path, run_command, monkeypatch) -> None:
+def test_mistakes(name: str, stored, tmp_path: Path, command, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     run, other = (stored(tmp_path / side, 300) for side in "ab")
     flags, words = CASES[name](run, other, tmp_path)
     before = sorted(path for path in tmp_path.rglob("*"))
-    result = run_command("gate", *flags)
+    result = command("gate", *flags)
     assert result.code == 2, result.err
     assert len(result.error_lines) == 1, result.err
     [line] = result.error_lines

@@ -228,3 +228,13 @@ def test_the_candidate_does_not_overwrite_the_baseline(world, baseline: Path, ta
     evaluation = Evaluation(out=baseline, tasks_dirs=(tasks,))
     with pytest.raises(OptionError, match="baseline's own folder"):
         run_gate(str(baseline), str(world.teacher), SCORES, evaluation=evaluation)
+
+
+def test_an_imported_baseline(stored: Callable, world, tmp_path: Path) -> None:
+    """It does not say how it was decoded: two such runs compare with a warning, a checkpoint cannot be made alike."""
+    sides = [stored(tmp_path / name, 300, change=lambda facts: facts.pop("options")) for name in "ab"]
+    result = run_gate(*map(str, sides), SCORES)
+    assert result.outcome == "pass"
+    assert any("does not record its decoding" in difference.text for difference in result.differences)
+    with pytest.raises(OptionError, match="does not record its options"):
+        run_gate(str(sides[0]), str(world.teacher), SCORES, evaluation=Evaluation(out=tmp_path / "out"))

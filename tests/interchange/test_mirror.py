@@ -7,9 +7,11 @@ import pytest
 
 from distill_eval.data import folder_splits, mirror_folder
 from distill_eval.interchange import evalscope_import, lmeval_import
+from distill_eval.interchange.evalscope_items import Line, find_items
 from distill_eval.interchange.evalscope_questions import read_item
 from distill_eval.interchange.import_run import import_results
 from distill_eval.runs import load_run
+from distill_eval.schema.interchange import Part
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 
 pytestmark = pytest.mark.mirror
@@ -188,3 +190,31 @@ def test_prompts_tell_the_items(name, catalog, data_dir):
             metadata = {name: value for name, value in sample.metadata.items() if name != "item_key"}
             item = read_item(sample.input[-1].text, metadata, settings, task, subset, seen)
             assert item == loaded.benchmark.items[sample.metadata["item_key"]]
+
+
+@pytest.mark.parametrize("case", ["as the task file says", "with examples in front", "in another order"])
+def test_data_tell_the_items_that_prompts_do_not(case, catalog, data_dir):
+    """All of HellaSwag, whose prompts are not made of the fields of its keys alone."""
+    from distill_eval.protocols import generative
+
+    task = catalog.tasks["hellaswag"]
+    benchmark = generative.load(task, data_dir).benchmark
+    samples = benchmark.samples["default"]
+    if case == "in another order":
+        samples = samples[1::2] + samples[::2]
+    part = Part("hellaswag", "default", Path("hellaswag_default.jsonl"), 0)
+    lines = [
+        Line(
+            part=part, number=position + 1, position=position, repeat=0, output="",
+            messages=(("user", ("Examples\n\n" if "examples" in case else "") + sample.input[-1].text),),
+            target=benchmark.targets[sample.metadata["item_key"]], sample={},
+        )
+        for position, sample in enumerate(samples)
+    ]  # fmt: skip
+    items, notes = find_items(lines, task, data_dir, must_join=True)
+    assert not notes
+    found = [item.key if item else None for item in items]
+    if case == "in another order":  # equal prompts are equal items in all but their place
+        assert sorted(map(str, found)) == sorted(benchmark.items)
+    else:
+        assert found == [sample.metadata["item_key"] for sample in samples]
