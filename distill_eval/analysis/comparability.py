@@ -157,7 +157,8 @@ def _decoding(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
 def _unrecorded(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
     unsaid = [facts.name for facts in (left, right) if not facts.options]
     if unsaid:
-        text = f"the {' and the '.join(unsaid)} does not record its decoding (an imported run): check that it is the same"
+        sides = " and the ".join(unsaid)
+        text = f"the {sides} does not record its decoding (an imported run): check that it is the same"
         yield Difference(WARNING, "decoding", text)
 
 
