@@ -4,7 +4,8 @@
 form           strict                                              lenient
 =============  ==================================================  ==========================================
 choice         ``ANSWER: B`` (``答案：B``), all of the text or        any statement of one option: "it is (b)",
-               its last line as the prompt asks; else ``B``        "B) Earth", the option's text
+               its last line as the prompt asks; ``B`` where       "B) Earth", the option's text
+               the prompt asks for neither
 number         one number in ``\\boxed{}``; several boxes must        a number boxed, after "answer is" or "####";
                agree                                               else the last one of a finished text
 conclusion     ``So the answer is X``, once                        "the answer is X", "Answer: X", a box, or a
@@ -244,8 +245,11 @@ _FENCE = re.compile(r"```[\w+]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def has_code(text: str, prompt: str) -> bool:
-    """Return whether a response holds Python that compiles: fenced, bare, or as the prompt's continuation."""
-    candidates = _FENCE.findall(text) or [text]
+    """Return whether a response holds Python that compiles: fenced, bare, or as the prompt's continuation.
+
+    Bare code may end in a fence that was never opened.
+    """
+    candidates = [code for code in (*_FENCE.findall(text), text.partition("```")[0]) if code.strip()]
     head = prompt[prompt.rfind("\ndef ") :] if "\ndef " in prompt else ""
     return any(_compiles(code) or (head and _compiles(f"{head}\n{code}")) for code in candidates)
 
