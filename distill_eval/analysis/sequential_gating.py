@@ -115,12 +115,16 @@ def _check(
     scored = [key for key in used if np.isfinite(differences.values.get(key, np.nan))]
     low, high = sorted((100 * sign * verdict.low, 100 * sign * verdict.high))
     baseline, candidate = _means(check.parts, used)
+    # An average's estimate by weighted items is near the mean of the tasks' means, but not that.
+    difference = 100 * sign * verdict.estimate
+    if baseline is not None and candidate is not None:
+        difference = candidate - baseline
     known = bool(scored)
     return Check(
         kind=first.kind, name=check.name, figure=first.figure, direction=first.direction, unit="points",
         margin=check.margin, outcome=verdict.verdict, why=_why(verdict, check.margin),
         baseline=baseline, candidate=candidate,
-        difference=100 * sign * verdict.estimate if known else None,
+        difference=difference if known else None,
         low=low if known else None, high=high if known else None,
         num_items=len(scored), num_clusters=_num_clusters(scored, order),
         method=f"betting, {verdict.target}",

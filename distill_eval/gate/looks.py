@@ -143,11 +143,11 @@ class Looks:
 
         def decide(records: list[Record]) -> Collection[str]:
             self.num_looks += 1
-            if not self.same_items:  # the runs do not compare, and will be refused
-                return ()
             frame = records_frame(records)
             parts = [frame.loc[frame["checkpoint"] == checkpoint.label] for checkpoint, _ in checkpoints]
             frame = side_by_side(parts[0] if self.baseline is None else self.baseline, parts[-1])
+            if not self.same_items or (self.num_looks == 1 and not _same_prompts(frame)):
+                return ()  # the runs do not compare, and will be refused
             found = gate_sequentially(
                 frame, specs, self.policy, order, target=self.target, whole_baseline=self.whole_baseline
             )
@@ -167,6 +167,11 @@ class Looks:
     def _has_items(self, keys: set[str], tasks: set[str]) -> bool:
         assert self.baseline is not None
         return set(self.baseline.loc[self.baseline["task"].isin(list(tasks)), "item_key"]) == keys
+
+
+def _same_prompts(frame: "pd.DataFrame") -> bool:
+    prompts = frame.groupby(["task", "protocol", "item_key", "seed"], dropna=False)["prompt"]
+    return bool((prompts.nunique() == 1).all())
 
 
 def side_by_side(baseline: "pd.DataFrame", candidate: "pd.DataFrame") -> "pd.DataFrame":
