@@ -230,14 +230,23 @@ def compare_stored(names: Sequence[str], out: Path) -> Comparison:
     facts = {
         **{name: value for name, value in merged.provenance.items() if name in ("options", "tasks")},
         **provenance.stamp(),
-        "checkpoints": [entry for run in runs for entry in run.provenance.get("checkpoints", ())],
-        "runs": [entry for run in runs for entry in run.provenance.get("runs", ())],
+        "checkpoints": _first_of(runs, "checkpoints", "label"),
+        "runs": _first_of(runs, "runs", "checkpoint"),
         "from": [str(run.folder) for run in runs],
     }
     warnings = list(dict.fromkeys(text for run in runs for text in run.warnings))
     return write_comparison(
         merged.records, merged.tasks, merged.checkpoints, facts=facts, notes=notes, warnings=warnings, out=out
     )
+
+
+def _first_of(runs: Sequence[StoredRun], key: str, label: str) -> list[dict[str, Any]]:
+    """Return the entries of ``provenance[key]``; of a checkpoint in several runs that of the first, as with records."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for entry in run.provenance.get(key, ()):
+            found.setdefault(entry.get(label, ""), entry)
+    return list(found.values())
 
 
 def _check_comparable(runs: Sequence[StoredRun]) -> list[str]:

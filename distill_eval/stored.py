@@ -120,7 +120,12 @@ def _renamed(run: StoredRun, label: str) -> StoredRun:
     records = tuple(
         replace(record, checkpoint=label) if record.checkpoint == old else record for record in run.records
     )
-    return replace(run, records=records, checkpoints=(*others, label))
+    described = {
+        key: [entry | {name: label} if entry.get(name) == old else entry for entry in run.provenance[key]]
+        for key, name in (("checkpoints", "label"), ("runs", "checkpoint"))
+        if key in run.provenance
+    }
+    return replace(run, records=records, checkpoints=(*others, label), provenance=run.provenance | described)
 
 
 def _task(entry: Mapping[str, Any]) -> TaskSpec:

@@ -40,7 +40,9 @@ def stored(
     """Write a run of one item a task and checkpoint, and return its folder."""
     records = [record(label, task.name, weights, prompt) for label in labels for task in tasks]
     facts = {
-        "tasks": json.loads(json.dumps([dataclasses.asdict(task) | {"num_joined": 1} for task in tasks]))
+        "tasks": json.loads(json.dumps([dataclasses.asdict(task) | {"num_joined": 1} for task in tasks])),
+        "checkpoints": [{"label": label, "name": f"models/{label}"} for label in labels],
+        "runs": [{"checkpoint": label} for label in labels],
     }
     write_run(
         folder, records=records, results=Results(tuple(labels), (), (), warnings=warnings), provenance=facts
@@ -62,6 +64,11 @@ def test_a_label_renames_what_is_compared(tmp_path: Path) -> None:
     run = load_stored(f"new={stored(tmp_path / 'run', ['teacher', 'student'])}")
     assert run.checkpoints == ("teacher", "new")
     assert {r.checkpoint for r in run.records} == {"teacher", "new"}
+    assert [(c["label"], c["name"]) for c in run.provenance["checkpoints"]] == [
+        ("teacher", "models/teacher"),
+        ("new", "models/student"),
+    ]
+    assert [entry["checkpoint"] for entry in run.provenance["runs"]] == ["teacher", "new"]
 
 
 @pytest.mark.parametrize(

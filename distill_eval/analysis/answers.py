@@ -4,7 +4,8 @@
 form           strict                                              lenient
 =============  ==================================================  ==========================================
 choice         ``ANSWER: B`` (``答案：B``), all of the text or        any statement of one option: "it is (b)",
-               its last line as the prompt asks; else ``B``        "B) Earth", the option's text
+               its last line as the prompt asks; ``B`` where       "B) Earth", the option's text
+               the prompt asks for neither
 number         one number in ``\\boxed{}``; several boxes must        a number boxed, after "answer is" or "####";
                agree                                               else the last one of a finished text
 conclusion     ``So the answer is X``, once                        "the answer is X", "Answer: X", a box, or a
@@ -135,7 +136,7 @@ def _lenient_number(text: str) -> Reading:
         return Reading(value) if agree or _CONCLUDING.search(line) else NOTHING
     text = fold(text)
     for marker in reversed(list(_MARKED.finditer(text))):
-        rest = _typeset(text[marker.end() :].split("\n", 1)[0])
+        rest = _typeset(text[marker.end() : marker.end() + _LINE].split("\n", 1)[0])
         if "=" in rest:  # "the answer is 9 * 2 = 18 dollars"
             rest = rest[rest.rfind("=") + 1 :]
         if (found := _FIGURES.search(rest)) and (value := _number(found.group())):
@@ -147,6 +148,7 @@ def _lenient_number(text: str) -> Reading:
 
 
 _TAIL = 200  # characters at the end, where a last number mostly is
+_LINE = 500  # characters read after a marker; a loop is a line without end
 _ANSWER_LINE = re.compile(r"^ANSWER:.*$", re.MULTILINE)
 _CONCLUDING = re.compile(r"\b(?:answer|therefore|thus|hence|so|finally)\b|答案|所以|因此", re.IGNORECASE)
 
@@ -243,8 +245,11 @@ _FENCE = re.compile(r"```[\w+]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def has_code(text: str, prompt: str) -> bool:
-    """Return whether a response holds Python that compiles: fenced, bare, or as the prompt's continuation."""
-    candidates = _FENCE.findall(text) or [text]
+    """Return whether a response holds Python that compiles: fenced, bare, or as the prompt's continuation.
+
+    Bare code may end in a fence that was never opened.
+    """
+    candidates = [code for code in (*_FENCE.findall(text), text.partition("```")[0]) if code.strip()]
     head = prompt[prompt.rfind("\ndef ") :] if "\ndef " in prompt else ""
     return any(_compiles(code) or (head and _compiles(f"{head}\n{code}")) for code in candidates)
 
@@ -252,7 +257,7 @@ def has_code(text: str, prompt: str) -> bool:
 def _compiles(code: str) -> bool:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
+            warnings.simplefilter("ignore")  # invalid escapes: DeprecationWarning, later SyntaxWarning
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from distill_eval.analysis.frame import checked_frame
+from distill_eval.analysis.frame import checked_frame, texts
 from distill_eval.analysis.pairing import Paired, pair_items
 from distill_eval.schema.gap import Carrier, Carriers, SubsetPart
-from distill_eval.schema.records import PROTOCOLS
+from distill_eval.schema.records import LOGLIKELIHOOD, PROTOCOLS
 from distill_eval.schema.tasks import TaskSpec
 
 NUM_SHOWN = 20
@@ -32,12 +32,20 @@ def gap_items(frame: pd.DataFrame, task: TaskSpec, candidate: str, reference: st
 
 
 def item_subsets(frame: pd.DataFrame, task: TaskSpec) -> dict[str, str]:
-    """Return each item's subset by key; empty where the records have none."""
+    """Return each item's subset by key: the one its log-likelihood records name, where records differ.
+
+    Items whose records name none are not in it.
+    """
     if "subset" not in frame.columns:
         return {}
-    rows = frame.loc[frame["task"] == task.name].drop_duplicates("item_key")
-    keys, names = list(rows["item_key"].astype(str)), list(rows["subset"].fillna("").astype(str))
-    return dict(zip(keys, names, strict=True))
+    rows = frame.loc[(frame["task"] == task.name).to_numpy(bool, na_value=False)]
+    rows = rows[["item_key", "subset", "protocol"]].drop_duplicates()
+    named = zip(
+        texts(rows["protocol"]) == LOGLIKELIHOOD, texts(rows["subset"]), texts(rows["item_key"]), strict=True
+    )
+    # Log-likelihood's name comes last and so wins; among several, the first of the alphabet.
+    ordered = sorted(sorted(named, key=lambda entry: entry[1], reverse=True), key=lambda entry: entry[0])
+    return {key: name for _, name, key in ordered if name}
 
 
 def carriers(

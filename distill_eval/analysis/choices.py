@@ -123,7 +123,7 @@ def lenient_choice(text: str, question: Question) -> Reading:
     return Reading(named, _words(text) == _words(question.options[question.letters.index(named)]))
 
 
-_ASKED_LINE = re.compile(r"^\W*(?:answer|答案)\s*:.*$", re.IGNORECASE | re.MULTILINE)
+_ASKED_LINE = re.compile(r"^[^\w\n]*(?:answer|答案)\s*:.*$", re.IGNORECASE | re.MULTILINE)
 
 
 def _own_part(text: str) -> str:
@@ -209,7 +209,7 @@ def _patterns(letters: str) -> _Patterns:
             r"(?:correct|right|best|true|answer|appropriate)\b|(?:是|项)?正确)"
         ),
         label=re.compile(
-            rf"^\s*(?:[-•]\s+)?(?:option\s+)?[(\[]?({upper}|{either}(?=[)\]]))(?:[)\].:、]+(?!\w\.)|\s*$)",
+            rf"^[^\S\n]*(?:[-•]\s+)?(?:option\s+)?[(\[]?({upper}|{either}(?=[)\]]))(?:[)\].:、]+(?!\w\.)|\s*$)",
             re.MULTILINE,
         ),
         token=re.compile(token),
@@ -217,7 +217,9 @@ def _patterns(letters: str) -> _Patterns:
     )
 
 
-_JOINED = re.compile(r"\s*(?:,|/|\bor\b|\band\b|&|、|或者?|和|与)+\s*(?:option\s+|answer\s+)?", re.IGNORECASE)
+_JOINED = re.compile(
+    r"\s*(?:(?:,|/|\bor\b|\band\b|&|、|或者?|和|与)\s*)+(?:option\s+|answer\s+)?", re.IGNORECASE
+)
 _INSTEAD = re.compile(r"\s*[,;]?\s*(?:but|rather|it's|it is|instead|而是|是)\s*", re.IGNORECASE)
 _STATEMENT = 200  # characters read after a marker
 _MARKING = ("answer", "choice", "option", "solution", "correct one", "答案", "选", "正确", "结论")
@@ -289,6 +291,8 @@ def _after_marker(rest: str, question: Question, patterns: _Patterns) -> set[str
             break
         letters.add(_bare(following.group()))
         place = following.end()
+    if len(letters) > 2 and letters >= set(question.letters):
+        return set()  # "Choose A, B, C, or D": the prompt's words, no answer
     return {next(iter(letters))} if len(letters) == 1 else {None}
 
 
@@ -298,19 +302,29 @@ def _contradicted(letter: str, after: str, question: Question) -> bool:
     return named is not None and named != letter
 
 
+def _is_option(letter: str, said: str, question: Question) -> bool:
+    texts = dict(zip(question.letters, _option_words(question.options), strict=False))
+    return bool(said.strip()) and _words(said) == texts.get(letter)
+
+
 def _bare(token: str) -> str:
     return re.sub(r"option", "", token, flags=re.IGNORECASE).strip('()[]{}<>"“”.: \n\t').upper()
 
 
 def _labelled(text: str, question: Question, patterns: _Patterns) -> str | None:
-    """Return the letter of labelled lines ("B) Earth") when they are no list of the options, "?" for two in one."""
+    """Return the letter of labelled lines ("B) Earth"), "?" for two answers or all options, None without an answer."""
     labels = list(patterns.label.finditer(text))
     if not labels:
         return None
     letters = [label.group(1).upper() for label in labels]
     at_start = text[: labels[0].start(1)].strip("([-• ").casefold() in ("", "option ")
     if len(set(letters)) > 1 and (letters[:2] == ["A", "B"] or not at_start):
-        return None
+        # A full list in the response's own words must not be read for the one option that it quotes exactly.
+        return "?" if set(letters) >= set(question.letters) else None
+    lines = {label.group(1).upper(): text[label.end() :].split("\n", 1)[0] for label in labels}
+    exact = [letter for letter, line in lines.items() if _is_option(letter, line, question)]
+    if len(exact) > 1:
+        return "?"
     return "?" if _contradicted(letters[0], text[labels[0].end() :], question) else letters[0]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit, logit, stdtrit
 from statsmodels.stats.proportion import proportion_confint
 
-from distill_eval.analysis.intervals import CONFIDENCE, effective_clusters, rare_event_arm
+from distill_eval.analysis.intervals import CONFIDENCE, rare_arm
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +60,14 @@ def cluster_t(
     """Return the t interval over clusters for the mean of ``values`` [items], NaN where absent.
 
     ``limits``: what the mean cannot leave; (0, 1) makes it a fraction, whose interval is taken on the logit scale.
-    Meant for 20 clusters or more. With fewer than five clusters off the commonest value the interval is no
+    Meant for 20 clusters or more. With fewer than five clusters off the commonest mean the interval is no
     shorter than the rare events it may have missed.
     """
     found = mean_error(values, codes)
     if found.df <= 0 or not np.isfinite(found.error):
         return limits
+    if found.error <= 1e-12 * abs(found.mean) and not np.isfinite(limits[1]):
+        return limits  # no range to fall back on: equal scores say nothing about how far the next may lie
     reach = float(stdtrit(found.df, 0.5 + confidence / 2)) * found.error
     low, high = found.mean - reach, found.mean + reach
     spread = found.mean * (1 - found.mean)
@@ -73,17 +75,10 @@ def cluster_t(
         middle = logit(found.mean)
         low, high = (float(expit(middle + sign * reach / spread)) for sign in (-1, 1))
     if np.isfinite(limits[1]):
-        arm = _guard(values, codes)
+        kept = np.isfinite(values)
+        arm = rare_arm(values[kept], codes[kept])
         low, high = min(low, found.mean - arm), max(high, found.mean + arm)
     return max(low, limits[0]), min(high, limits[1])
-
-
-def _guard(values: np.ndarray, codes: np.ndarray) -> float:
-    kept = np.isfinite(values)
-    common, frequency = np.unique(values[kept], return_counts=True)
-    off = codes[kept][values[kept] != common[frequency.argmax()]]
-    sizes = np.bincount(codes[kept])
-    return rare_event_arm(len(np.unique(off)), effective_clusters(sizes[sizes > 0]))
 
 
 def _correlation(values: np.ndarray, sums: np.ndarray, sizes: np.ndarray, mean: float) -> float:

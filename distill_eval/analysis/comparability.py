@@ -14,7 +14,7 @@ import pandas as pd
 
 from distill_eval.analysis.eligibility import PROTOCOL_NAMES
 from distill_eval.schema.gate import REFUSAL, WARNING, Difference
-from distill_eval.schema.records import ARMS, PROTOCOLS
+from distill_eval.schema.records import ARMS, GENERATE_UNTIL, GENERATIVE, LETTERS, PROTOCOLS
 
 ENGINES = ("lm-eval", "evalscope")
 _DEFINITION = (
@@ -119,11 +119,17 @@ def _shown(value: Any) -> str:
 
 
 def _tasks(left: RunFacts, right: RunFacts, names: Sequence[str]) -> Iterator[Difference]:
+    # What only an arm uses changes nothing unless both have run it.
+    arms = [arm for arm in ARMS if all(arm in (facts.options.get("arms") or ()) for facts in (left, right))]
     for name in names:
         if name not in right.tasks:
             yield _refused("tasks", f"task {name} is in the {left.name} but not in the {right.name}")
             continue
         for key, a, b in _changed(left.tasks[name], right.tasks[name], _DEFINITION):
+            if key.partition(".")[0] == GENERATE_UNTIL and GENERATE_UNTIL not in arms:
+                continue
+            if key == f"{GENERATIVE}.{LETTERS}" and LETTERS not in arms:
+                continue
             yield _refused("task definition", f"task {name}: {key} is {_pair(left, right, a, b)}")
 
 
@@ -157,8 +163,7 @@ def _decoding(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
 def _unrecorded(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
     unsaid = [facts.name for facts in (left, right) if not facts.options]
     if unsaid:
-        sides = " and the ".join(unsaid)
-        text = f"the {sides} does not record its decoding (an imported run): check that it is the same"
+        text = f"the {' and the '.join(unsaid)} does not record its decoding (imported): check that it is the same"
         yield Difference(WARNING, "decoding", text)
 
 

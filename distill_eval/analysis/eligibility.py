@@ -14,19 +14,19 @@ PROTOCOL_NAMES = {LOGLIKELIHOOD: "log-likelihood", GENERATIVE: "generation"}
 
 def protocols_at_floor(paired: Paired, reference: str) -> tuple[str, ...]:
     """Return the protocols under which the reference does not beat chance (got none right, if it has no chance)."""
-    floor = []
-    if paired.task.direction != "higher":
-        return ()
-    for protocol, unit in score_units(paired).items():
-        number = paired.cells.index((reference, protocol))
-        scored = ~np.isnan(paired.values[:, number])
-        scores, chances = paired.values[scored, number], paired.chances[scored, number]
-        if unit != FRACTION or not scores.size:
-            continue
-        above = beats_chance(scores, chances)
-        if above is False or (above is None and scores.mean() == 0):
-            floor.append(protocol)
-    return tuple(floor)
+    units = score_units(paired)
+    return tuple(p for p, unit in units.items() if unit == FRACTION and at_floor(paired, reference, p))
+
+
+def at_floor(paired: Paired, reference: str, protocol: str) -> bool:
+    """Return whether the reference's scores, fractions all, are no better than guesses under a protocol or arm."""
+    number = paired.cells.index((reference, protocol))
+    scored = np.isfinite(paired.values[:, number])
+    scores, chances = paired.values[scored, number], paired.chances[scored, number]
+    if paired.task.direction != "higher" or not scores.size:
+        return False
+    above = beats_chance(scores, chances)
+    return above is False or (above is None and bool(scores.mean() == 0))
 
 
 def reason_against(paired: Paired, protocols: Sequence[str], checkpoints: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from distill_eval.analysis.intervals import (
     effective_clusters,
     percentile_arms,
-    rare_event_arm,
+    rare_arm,
     t_factor,
     tango,
     variance_factor,
@@ -77,11 +77,10 @@ def _measure_one(
     clusters = effective_clusters(sizes)
     spread = variance_factor(clusters)
     below, above = percentile_arms(replicates, value)
-    if not np.isinf(limits[1]):
-        common, frequency = np.unique(values, return_counts=True)
-        off = values != common[frequency.argmax()]
-        arm = rare_event_arm(len(np.unique(codes[kept][off])), clusters)
-    else:  # no range to fall back on: equal scores say nothing about how far the next may lie
+    arm = rare_arm(values, codes[kept])
+    if np.isinf(
+        limits[1]
+    ):  # no range to fall back on: equal scores say nothing about how far the next may lie
         arm = np.inf if below + above == 0 else 0.0
     low, high = _interval(value, below, above, spread * t_factor(clusters - 1), arm, limits)
     method = "cluster bootstrap" if sizes.max() > 1 else "bootstrap"

@@ -85,29 +85,29 @@ def classify(frame: pd.DataFrame, tasks: Sequence[TaskSpec]) -> pd.DataFrame:
 
 def _classify_task(rows: pd.DataFrame, task: TaskSpec) -> np.ndarray:
     form = answer_form(task)
-    columns = {name: _column(rows, name) for name in (*_NEEDED[2:], *_OPTIONAL)}
-    questions: dict[str, tuple[Question | None, str]] = {}
+    columns = {name: _column(rows, name) for name in (*_NEEDED[3:], *_OPTIONAL)}
+    # By all they are made of: checkpoints may be prompted differently.
+    questions: dict[tuple[str, str, int | None], tuple[Question | None, str]] = {}
     found = np.full((len(rows), 3), None, dtype=object)
-    for number, (item, score, output, target, prompt, end, extracted, num_tokens, chance) in enumerate(
+    for number, (score, output, target, prompt, end, extracted, num_tokens, chance) in enumerate(
         zip(*columns.values(), strict=True)
     ):
-        if item not in questions:
-            count = round(1 / chance) if isinstance(chance, float) and 0 < chance <= 0.5 else None
-            question = question_of(form, prompt, count)
-            questions[item] = (question, canonical_gold(form, target, question))
-        if isinstance(score, float) and not np.isnan(score):
-            found[number] = _classify(
-                form, output, score, *questions[item], prompt, end, extracted, num_tokens
-            )
+        if np.isnan(score):
+            continue
+        key = (prompt, target, round(1 / chance) if 0 < chance <= 0.5 else None)
+        if key not in questions:
+            question = question_of(form, prompt, key[2])
+            questions[key] = (question, canonical_gold(form, target, question))
+        found[number] = _classify(form, output, score, *questions[key], prompt, end, extracted, num_tokens)
     return found
 
 
 def _column(rows: pd.DataFrame, name: str) -> list:
     if name not in rows.columns:
         return [_OPTIONAL[name]] * len(rows)
-    if name in ("score", "chance"):
+    if name in ("score", "chance", "num_output_tokens"):
         return numbers(rows[name]).tolist()
-    return list(rows[name]) if name == "num_output_tokens" else list(texts(rows[name]))
+    return list(texts(rows[name]))
 
 
 def _classify(
@@ -119,7 +119,7 @@ def _classify(
     prompt: str,
     end: str,
     extracted: str,
-    num_tokens: int,
+    num_tokens: float,
 ) -> tuple[str, str | None, str | None]:
     """Return class, strict and lenient answer of one scored response."""
     text = without_thinking(output)
@@ -147,7 +147,7 @@ def _classify(
     return failure, None, None
 
 
-def _silence(output: str, text: str, end: str, num_tokens: int) -> str | None:
+def _silence(output: str, text: str, end: str, num_tokens: float) -> str | None:
     """Return why a response states no answer, None when it ended as it should."""
     unfinished = "<think" in output and "</think" not in output
     if num_tokens == 0 or not (text.strip() or unfinished):

@@ -50,17 +50,19 @@ def failure_analysis(
     """Classify the generations of each generative task and say what the classes carry of the gap.
 
     ``frame``: what ``records_frame`` returns; ``checkpoints[0]`` is the reference; ``seed`` sets the
-    resampling. Fractions with 95% intervals. Tasks without generative records are left out. Raises DataError
-    for records that cannot be compared.
+    resampling. Fractions with 95% intervals. Left out: tasks without generative records, and those where lower
+    is better (no score says that an answer is right). Raises DataError for records that cannot be compared.
     """
     data = checked_frame(frame, checkpoints)
+    if not len(data):
+        return ()
     compared = np.asarray(frame["checkpoint"].isin(list(checkpoints)), dtype=bool)
     generated = np.asarray(frame["protocol"] == GENERATIVE, dtype=bool)
     classes = classify(frame.iloc[np.flatnonzero(compared & generated)], tasks)
-    results = []
+    names, results = texts(classes["task"]), []
     for task in tasks:
-        rows = classes.iloc[np.flatnonzero(classes["task"] == task.name)]
-        if task.generative is not None and len(rows):
+        rows = classes.iloc[np.flatnonzero(names == task.name)]
+        if task.generative is not None and task.direction == "higher" and len(rows):
             results.append(_analyse_task(data, rows, task, tuple(checkpoints), seed))
     return tuple(results)
 
@@ -71,6 +73,9 @@ def _analyse_task(
     paired = pair_items(data, task, checkpoints)
     rng = task_generator(seed, f"failures of {task.name}")
     positions = pd.Index(paired.items).get_indexer(pd.Index(texts(rows["item_key"])))
+    seeds = numbers(rows["seed"]) if "seed" in rows.columns else np.zeros(len(rows))
+    order = np.lexsort((seeds, positions))  # sums of fractions depend on the order of their terms
+    rows, positions = rows.iloc[order], positions[order]
     form = answer_form(task)
     parts, columns = [], {}
     for checkpoint in checkpoints:
@@ -109,8 +114,8 @@ def _columns(
         columns[_LENIENT] = columns[RIGHT] + columns[RECOVERABLE]
     if paired.task.loglikelihood is not None:
         likelihood = paired.column(checkpoint, LOGLIKELIHOOD)
-        known = likelihood[np.isfinite(likelihood)]
-        if ((known >= 0) & (known <= 1)).all() and not np.isinf(likelihood).any():
+        known = np.concatenate([column[~np.isnan(column)] for column in (likelihood, columns[_ENGINE])])
+        if ((known >= 0) & (known <= 1)).all():
             columns |= _identity_columns(likelihood, columns)
     return columns
 

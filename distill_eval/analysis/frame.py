@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from distill_eval.errors import DataError, did_you_mean
+from distill_eval.errors import DataError, OptionError, did_you_mean
 from distill_eval.schema.records import ARMS, PROTOCOLS, Record
 
 _NUMBERS = {
@@ -42,6 +42,15 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
             for name, dtype in DTYPES.items()
         }
     )
+
+
+def check_labels(checkpoints: Sequence[str]) -> None:
+    """Raise OptionError without a checkpoint or for one that is given twice."""
+    if not checkpoints:
+        raise OptionError("compare needs at least one checkpoint; the first is the reference")
+    for label in checkpoints:
+        if list(checkpoints).count(label) > 1:
+            raise OptionError(f"checkpoint {label!r} is given twice; use distinct labels (label=NAME)")
 
 
 def checked_frame(frame: pd.DataFrame, checkpoints: Sequence[str]) -> pd.DataFrame:

@@ -10,13 +10,13 @@ and a candidate's gap is its own sum minus the reference's, part by part. On ope
 beside EvalScope's separates prompt and scorer from the model. All parts of a split are over the same items.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from distill_eval.analysis.carriers import carriers, item_subsets
-from distill_eval.analysis.chance import beats_chance
+from distill_eval.analysis.eligibility import PROTOCOL_NAMES, at_floor
 from distill_eval.analysis.estimates import Measured, average_estimate, measure
 from distill_eval.analysis.frame import checked_frame
 from distill_eval.analysis.pairing import Paired, pair_items, task_protocols
@@ -31,16 +31,14 @@ from distill_eval.schema.gap import (
     Split,
     TaskGap,
 )
-from distill_eval.schema.records import GENERATE_UNTIL, GENERATIVE, LETTERS, LOGLIKELIHOOD, PROTOCOLS
+from distill_eval.schema.records import ARMS, GENERATE_UNTIL, GENERATIVE, LETTERS, LOGLIKELIHOOD, PROTOCOLS
 from distill_eval.schema.results import Estimate
 from distill_eval.schema.tasks import TaskSpec
 
 _CHAIN = (LOGLIKELIHOOD, LETTERS, GENERATIVE)
 _ENGINES = (GENERATIVE, GENERATE_UNTIL)
 _PARTS = ("total", "format", "decoding")
-_SplitParts = dict[
-    tuple[str, str], Measured
-]  # by (checkpoint, part), "" in front of a candidate's difference
+_SplitParts = dict[tuple[str, str, str], Measured]  # by (checkpoint, reference or "", part)
 
 
 def explain_gaps(
@@ -57,11 +55,13 @@ def explain_gaps(
     found, parts = [], {}
     for task in tasks:
         arms = set(present[task.name]) if task.name in present.index else set()
+        arms &= {*task_protocols(task), *ARMS}  # a side that the task does not have is not compared
         result, split_parts = _explain(data, frame, task, checkpoints, arms, seed)
         if result is not None:
             found.append(result)
             parts[task.name] = split_parts
-    return GapAnalysis(tuple(found), _average(found, parts, checkpoints))
+    lower = {task.name for task in tasks if task.direction == "lower"}
+    return GapAnalysis(tuple(found), _average(found, parts, checkpoints, lower))
 
 
 def _explain(
@@ -97,7 +97,8 @@ def _explain(
         engines = _engine_splits(paired, checkpoints, rng)
     if not (agreements or splits or engines):
         return None, {}
-    floor = _floor(paired, checkpoints[0])
+    found = [protocol for label, protocol in paired.cells if label == checkpoints[0]]
+    floor = tuple(protocol for protocol in found if at_floor(paired, checkpoints[0], protocol))
     joined = int(np.isfinite(_joint(paired, checkpoints, task_protocols(task))).all(axis=1).sum())
     result = TaskGap(task.name, task.title, joined, agreements, splits, engines, kept, carried, floor)
     return result, split_parts
@@ -159,16 +160,16 @@ def _split(
     paired: Paired, checkpoints: tuple[str, ...], sign: float, rng: np.random.Generator
 ) -> _SplitParts:
     """Measure each checkpoint's own parts on its items, and each candidate's minus the reference's on common ones."""
-    columns: dict[tuple[str, str], np.ndarray] = {}
+    columns: dict[tuple[str, str, str], np.ndarray] = {}
     limits = []
     for label in checkpoints:
         own = _chain(_only_joint(paired, [label], _CHAIN), label, sign)
-        columns.update({(label, part): own[part] for part in _PARTS})
+        columns.update({(label, "", part): own[part] for part in _PARTS})
         limits += [(-1.0, 1.0)] * len(_PARTS)
     for label in checkpoints[1:]:
         both = _only_joint(paired, [checkpoints[0], label], _CHAIN)
         first, second = (_chain(both, who, sign) for who in (label, checkpoints[0]))
-        columns.update({(f"={label}", part): first[part] - second[part] for part in _PARTS})
+        columns.update({(label, checkpoints[0], part): first[part] - second[part] for part in _PARTS})
         limits += [(-2.0, 2.0)] * len(_PARTS)
     parts = measure(list(columns.values()), paired.codes, limits, rng)
     return {key: part for key, part in zip(columns, parts, strict=True) if part is not None}
@@ -184,13 +185,16 @@ def _chain(columns: Mapping[tuple[str, str], np.ndarray], label: str, sign: floa
 
 
 def _splits(parts: _SplitParts, checkpoints: tuple[str, ...]) -> tuple[Split, ...]:
-    wanted = [(label, "", label) for label in checkpoints]
-    wanted += [(label, checkpoints[0], f"={label}") for label in checkpoints[1:]]
     return tuple(
-        _as_split(label, reference, [parts[key, part].estimate for part in _PARTS])
-        for label, reference, key in wanted
-        if (key, "total") in parts
+        _as_split(*pair, [parts[*pair, part].estimate for part in _PARTS])
+        for pair in _pairs(checkpoints)
+        if (*pair, "total") in parts
     )
+
+
+def _pairs(checkpoints: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return what has a split: every checkpoint by itself, then every candidate against the reference."""
+    return [*((label, "") for label in checkpoints), *((label, checkpoints[0]) for label in checkpoints[1:])]
 
 
 def _as_split(label: str, reference: str, estimates: Sequence[Estimate]) -> Split:
@@ -230,44 +234,36 @@ def _engine_split(
     return [EngineSplit(label, reference, evalscope, lm_eval, difference)]
 
 
-def _floor(paired: Paired, reference: str) -> tuple[str, ...]:
-    """Return the protocols and arms under which the reference does not beat guessing."""
-    found = []
-    for number, (label, protocol) in enumerate(paired.cells):
-        scores, chances = paired.values[:, number], paired.chances[:, number]
-        scored = np.isfinite(scores)
-        if label == reference and beats_chance(scores[scored], chances[scored]) is False:
-            found.append(protocol)
-    return tuple(found)
-
-
 def _average(
-    found: Sequence[TaskGap], parts: Mapping[str, _SplitParts], checkpoints: tuple[str, ...]
+    found: Sequence[TaskGap],
+    parts: Mapping[str, _SplitParts],
+    checkpoints: tuple[str, ...],
+    lower: Collection[str],
 ) -> AverageSplit | None:
-    needed = [(label, "total") for label in checkpoints] + [
-        (f"={label}", "total") for label in checkpoints[1:]
-    ]
-    excluded = {task.task: _reason_against(task, parts[task.task], needed, checkpoints[0]) for task in found}
+    """Average the tasks that all checkpoints have splits of; ``lower``: those where lower is better."""
+    excluded = {
+        task.task: "lower is better"
+        if task.task in lower
+        else _reason_against(task, parts[task.task], checkpoints)
+        for task in found
+    }
     excluded = {name: why for name, why in excluded.items() if why}
     kept = [task.task for task in found if task.task not in excluded]
     if not kept:
         return None
     means = []
-    for label, reference in [(c, "") for c in checkpoints] + [(c, checkpoints[0]) for c in checkpoints[1:]]:
-        key = f"={label}" if reference else label
-        estimates = [average_estimate([parts[name][key, part] for name in kept]) for part in _PARTS]
-        means.append(_as_split(label, reference, estimates))
+    for pair in _pairs(checkpoints):
+        estimates = [average_estimate([parts[name][*pair, part] for name in kept]) for part in _PARTS]
+        means.append(_as_split(*pair, estimates))
     return AverageSplit(tuple(kept), excluded, tuple(means))
 
 
-def _reason_against(
-    task: TaskGap, parts: _SplitParts, needed: Sequence[tuple[str, str]], reference: str
-) -> str:
+def _reason_against(task: TaskGap, parts: _SplitParts, checkpoints: tuple[str, ...]) -> str:
     if not task.splits:
         return "no letters arm"
-    if any(key not in parts for key in needed):
+    if any((*pair, "total") not in parts for pair in _pairs(checkpoints)):
         return "a checkpoint has no items under all three arms"
-    floor = [protocol for protocol in task.floor if protocol in _CHAIN]
+    floor = [PROTOCOL_NAMES.get(protocol, protocol) for protocol in task.floor if protocol in _CHAIN]
     if floor:
-        return f"floor: {reference} does not beat chance under {' and '.join(floor)}"
+        return f"floor: {checkpoints[0]} does not beat chance under {' and '.join(floor)}"
     return ""

@@ -92,6 +92,18 @@ def rare_event_arm(num_off: int, num_clusters: float) -> float:
     return wilson(num_off, num_clusters)[1] - num_off / num_clusters
 
 
+def rare_arm(values: np.ndarray, codes: np.ndarray) -> float:
+    """Return ``rare_event_arm`` of ``values`` [items]: clusters count that are off the commonest cluster mean.
+
+    ``codes`` [items]: cluster numbers. Clusters with unlike items but equal means have shown no spread either.
+    """
+    sizes = np.bincount(codes)
+    present = sizes > 0
+    means = np.bincount(codes, weights=values)[present] / sizes[present]
+    frequency = np.unique(np.round(means, 12), return_counts=True)[1]
+    return rare_event_arm(len(means) - int(frequency.max()), effective_clusters(sizes[present]))
+
+
 def percentile_arms(replicates: np.ndarray, value: float) -> tuple[float, float]:
     """Return how far the 95% percentile interval reaches below and above ``value``; NaN is left out."""
     kept = replicates[np.isfinite(replicates)]

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from distill_eval.analysis.differences import difference_columns, has_gap, score_units
+from distill_eval.analysis.differences import FRACTION, difference_columns, has_gap, score_units
 from distill_eval.analysis.estimates import simple_binary
 from distill_eval.analysis.frame import checked_frame
 from distill_eval.analysis.pairing import Paired, pair_items
@@ -126,12 +126,14 @@ def _judged(test: PairedTest, column: _Column, p_holm: float, num_tests: int, le
     judged = replace(test, p_holm=p_holm, num_tests=num_tests, significant=p_holm <= LEVEL)
     if judged.significant:
         return judged
-    values, codes, _, binary = column
+    values, codes, unit, binary = column
     if binary:
         discordant = test.gained + test.lost
         alone, among = (detectable_discordance(test.num_items, discordant, at) for at in (LEVEL, level))
     else:
         alone, among = (detectable_mean(values, codes, at) for at in (LEVEL, level))
+    largest = np.inf if unit != FRACTION else 2.0 if test.kind == GAP else 1.0
+    alone, among = (found if found <= largest else np.inf for found in (alone, among))
     return replace(judged, mde=alone, mde_holm=among)
 
 

@@ -61,6 +61,8 @@ def ranking_of(pairings: Iterable[Paired], checkpoints: Sequence[str], seed: int
         _pair(first, second, estimates, replicates) for first, second in combinations(checkpoints, 2)
     )
     tau, low, high = _tau(checkpoints, estimates, replicates)
+    if tau is not None and all(part.df <= 0 for task in parts for part in task.values()):
+        low, high = -1.0, 1.0  # one item or cluster a task: there is nothing to resample
     return Ranking(
         tuple(kept), excluded, num_items, _standings(checkpoints, estimates), tau, low, high, pairs,
         _wrong_choices(pairs),

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.special import stdtrit
 
-from distill_eval.analysis.intervals import CONFIDENCE, effective_clusters
+from distill_eval.analysis.intervals import CONFIDENCE, effective_clusters, rare_arm
 from distill_eval.analysis.resampling import cluster_sums
 from distill_eval.schema.gap import Retention
 
@@ -12,7 +12,8 @@ def fieller(columns: np.ndarray, codes: np.ndarray) -> tuple[float, float, float
     """Return mean(first) / mean(second) and Fieller's 95% interval, None where the second may be 0.
 
     ``columns`` [items, 2] without NaN, paired; ``codes`` [items] are cluster numbers. The covariance of the
-    means is the clusters' (linearised), with Student's t by effective clusters. Source: Fieller, JRSS B 16:175 (1954).
+    means is the clusters' (linearised), with Student's t by effective clusters; neither the second mean's arm nor the
+    ratio's is shorter than the rare events that a sample may lack. Source: Fieller, JRSS B 16:175 (1954).
     """
     means = columns.mean(axis=0)
     sums, counts = cluster_sums(columns, codes)
@@ -27,10 +28,11 @@ def fieller(columns: np.ndarray, codes: np.ndarray) -> tuple[float, float, float
     a = means[1] ** 2 - t**2 * covariance[1, 1]
     b = means[0] * means[1] - t**2 * covariance[0, 1]
     c = means[0] ** 2 - t**2 * covariance[0, 0]
-    if a <= 0 or means[1] <= 0:
+    if a <= 0 or means[1] <= rare_arm(columns[:, 1], codes):
         return None
-    root = np.sqrt(max(b**2 - a * c, 0.0))
-    return float(means[0] / means[1]), float((b - root) / a), float((b + root) / a)
+    root, ratio = np.sqrt(max(b**2 - a * c, 0.0)), float(means[0] / means[1])
+    arm = rare_arm(columns[:, 0] - columns[:, 1], codes) / float(means[1])
+    return ratio, min(float((b - root) / a), ratio - arm), max(float((b + root) / a), ratio + arm)
 
 
 def retention(

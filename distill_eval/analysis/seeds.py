@@ -43,14 +43,20 @@ def seed_variance(
     item_means, seed_means, mean = draws.mean(axis=1), draws.mean(axis=0), float(draws.mean())
     residuals = draws - item_means[:, None] - seed_means + mean
     df_seeds, df_noise = num_seeds - 1, (num_items - 1) * (num_seeds - 1)
-    by_seed = num_items * float(((seed_means - mean) ** 2).sum()) / df_seeds
-    by_item = num_seeds * float(item_means.var(ddof=1))
-    noise = float((residuals**2).sum()) / df_noise
+    rounding = 1e-24 * float((draws**2).sum())  # what is left of squares that are nothing
+    by_seed, by_item, noise = (
+        squares / df if squares > rounding else 0.0
+        for squares, df in (
+            (num_items * float(((seed_means - mean) ** 2).sum()), df_seeds),
+            (num_seeds * float(((item_means - mean) ** 2).sum()), num_items - 1),
+            (float((residuals**2).sum()), df_noise),
+        )
+    )
 
     found = mean_error(item_means, codes)
     of_noise = noise / num_items / num_seeds
     of_items = max(found.error**2 - of_noise, 0.0)
-    told_apart = _f_test(by_item, noise, num_items - 1, df_noise) <= _ALPHA and of_items > 0
+    told_apart = _f_test(by_item, noise, num_items - 1, df_noise) <= _ALPHA and 0 < of_items < np.inf
     enough = int(np.ceil(max(noise / num_items / of_items / (_WIDER**2 - 1), 1.0))) if told_apart else None
     again = 1 + 1 / num_seeds  # the new seed's variance and that of the mean it is compared with
     return SeedVariance(
@@ -58,7 +64,8 @@ def seed_variance(
         var_items=max(by_item - noise, 0.0) / num_seeds,
         var_noise=noise,
         var_seed=max(by_seed - noise, 0.0) / num_items,
-        seed_p=_f_test(by_seed, noise, df_seeds, df_noise),
+        # So few items have no rarer pattern: any two seeds could be swapped within each.
+        seed_p=max(_f_test(by_seed, noise, df_seeds, df_noise), 2.0 ** (1 - num_items)),
         noise_share=min(of_noise / found.error**2, 1.0) if found.error > 0 else 0.0,
         seeds_enough=enough,
         new_seed=_around(mean, noise / num_items * again, df_noise, limits),

@@ -69,6 +69,8 @@ def permutation_test(
 
 def _on_a_lattice(sizes: np.ndarray) -> np.ndarray | None:
     """Return ``sizes`` as whole numbers of a common step, None when there is no coarse one."""
+    if sizes.min() < 1e-3 or sizes.max() > _MOST_CELLS:
+        return None
     for denominator in _DENOMINATORS:
         steps = np.rint(sizes * denominator)
         if np.abs(steps - sizes * denominator).max() < 1e-6:
@@ -103,11 +105,11 @@ def bootstrap_test(
     """
     powers = np.column_stack([sums, counts, sums**2, sums * counts, counts**2])
     mean, error = _ratio_and_error(powers.sum(axis=0)[None])
+    least = min(2.0 ** (1.0 - len(sums)), 1.0)  # so few clusters have no rarer pattern of signs
     if error[0] <= 0:
-        return 1.0 if mean[0] == 0 else 1 / (num_resamples + 1)
-    num_resamples = distinct_resamples(
-        len(sums), len(sums), num_resamples
-    )  # a repeated one would count twice
+        return 1.0 if mean[0] == 0 else max(least, 1 / (num_resamples + 1))
+    # A repeated resample would count twice.
+    num_resamples = distinct_resamples(len(sums), len(sums), num_resamples)
     # With counts of one, replicates are means over clusters: sums up to a factor that cancels.
     drawn = mean_replicates(powers, np.ones_like(powers), rng, num_resamples) * len(sums)
     means, errors = _ratio_and_error(drawn)
@@ -116,7 +118,7 @@ def bootstrap_test(
     extreme = int(
         (~(distances < abs(mean[0]) / error[0])).sum()
     )  # a resample of equal clusters counts as far
-    return (extreme + 1) / (num_resamples + 1)
+    return max((extreme + 1) / (num_resamples + 1), least)
 
 
 def _ratio_and_error(powers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +126,8 @@ def _ratio_and_error(powers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     total, number, squares, products, sizes = powers.T
     mean = total / number
     variance = squares - 2 * mean * products + mean**2 * sizes
-    return mean, np.sqrt(np.maximum(variance, 0.0)) / number
+    variance[variance <= 1e-14 * squares] = 0.0  # what rounding leaves of equal clusters
+    return mean, np.sqrt(variance) / number
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -153,9 +156,12 @@ def detectable_discordance(
     """Return the smallest difference of paired proportions that McNemar's test finds with ``power``.
 
     Connor (Biometrics 1987): the d with n d^2 = (z_{1-level/2} sqrt(q) + z_power sqrt(q - d^2))^2, where q is the
-    share of discordant items that was seen, or d where that is more. Infinite when no difference would do.
+    share of discordant items that was seen, or d where that is more. Infinite when no difference would do, not even
+    one on every item.
     """
     share = num_discordant / num_items
+    if mcnemar(num_items, 0) > level:
+        return np.inf
 
     def excess(difference: float) -> float:
         q = max(share, difference)

@@ -2,25 +2,31 @@
 
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill_eval.errors import OutputError, UserError
+from distill_eval.errors import OptionError, OutputError, UserError
+from distill_eval.schema.sequential import FIXED_ITEMS, POPULATION
 
 if TYPE_CHECKING:
+    from distill_eval.gate import Evaluation
     from distill_eval.schema.gate import GateResult
 
 EXIT_CODES = {"pass": 0, "fail": 1, "refused": 2, "inconclusive": 3}
 WHAT, WHERE, OUTPUT = "What to hold against what", "To evaluate a candidate that is no run", "Output"
+SEQUENTIAL = "Stopping early"
 
 
 def gate_command(
     baseline: Annotated[
         str,
         typer.Option(
-            help="A stored run, RUN or RUN:LABEL; of two checkpoints the one that is not the reference.",
+            help="A stored run, RUN or RUN:LABEL; of two checkpoints the one that is not the reference. With "
+            "--sequential a checkpoint too.",
             metavar="RUN[:LABEL]",
             rich_help_panel=WHAT,
         ),
@@ -39,6 +45,42 @@ def gate_command(
             help="Margins. Default: reports/ci/gate.yaml of this package.",
             metavar="FILE",
             rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option(
+            "--sequential",
+            help="Take the items in a fixed random order and stop as soon as the verdict is certain.",
+            rich_help_panel=SEQUENTIAL,
+        ),
+    ] = False,
+    population: Annotated[
+        bool,
+        typer.Option(
+            "--population",
+            help="The verdict is about the population that the items come from, not about these items.",
+            rich_help_panel=SEQUENTIAL,
+        ),
+    ] = False,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Tasks for a baseline that is a checkpoint.", rich_help_panel=SEQUENTIAL),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Or their names, separated by commas.", metavar="A,B", rich_help_panel=SEQUENTIAL),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Most items a task for it.", rich_help_panel=SEQUENTIAL)
+    ] = None,
+    greedy: Annotated[
+        bool | None,
+        typer.Option(
+            "--greedy/--sample",
+            help="Decoding for it. Default: the suite's, or sampling.",
+            rich_help_panel=SEQUENTIAL,
             show_default=False,
         ),
     ] = None,
@@ -98,28 +140,44 @@ def gate_command(
     excluded, fails when more than the margin is certain, and is inconclusive otherwise, with the items it would take.
     Runs with other tasks, prompts, items, data or decoding are refused, each difference named.
 
+    With --sequential items come in a fixed random order, and the gate stops where the verdict is certain however often
+    one looks, saying how many it spared.
+
     Exit code: 0 pass, 1 fail, 2 bad input or refused, 3 inconclusive.
 
     Examples: `distill-eval gate --baseline runs/main --candidate runs/branch`,
-    `distill-eval gate --baseline runs/main:student --candidate ./student --policy gate.yaml --junit gate.xml`
+    `distill-eval gate --baseline runs/main:student --candidate ./student --policy gate.yaml --junit gate.xml`,
+    `distill-eval gate --sequential --baseline ./teacher --candidate ./student --suite demo`
     """
     from distill_eval.cli.progress import ProgressBars
-    from distill_eval.gate import Evaluation, names_run, read_policy, run_gate
+    from distill_eval.gate import Evaluation, names_run, read_policy, run_gate, run_sequential_gate
     from distill_eval.render.github import command
 
     on_github = os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github
-    evaluation = Evaluation(
-        out=out,
-        tasks_dirs=tuple(tasks_dir or ()),
-        data_dir=data_dir,
-        cache_dir=cache_dir,
-        trusted=(candidate,) if trust_remote_code else (),
-    )
     try:
         asked = read_policy(policy)
+        further = {"--suite": suite, "--tasks": tasks, "--limit": limit, "--greedy": greedy}
+        given = [name for name, value in further.items() if value is not None]
+        if given and (not sequential or names_run(baseline)):
+            raise OptionError(f"{given[0]} is for a --baseline that is a checkpoint, with --sequential")
+        if population and not sequential:
+            raise OptionError("--population says what --sequential is about; give that too")
+        evaluation = Evaluation(
+            out=out,
+            tasks_dirs=tuple(tasks_dir or ()),
+            data_dir=data_dir,
+            cache_dir=cache_dir,
+            trusted=(candidate,) if trust_remote_code else (),
+        )
+        if sequential and not names_run(baseline):
+            names = _names(tasks) if suite or tasks else asked.tasks
+            evaluation = _with_tasks(evaluation, suite, names, limit, greedy)
         # Stored runs are decided at once: bars are for models.
         with ProgressBars(quiet=as_json or names_run(candidate)) as bars:
-            result = run_gate(
+            decide = run_gate
+            if sequential:
+                decide = partial(run_sequential_gate, target=POPULATION if population else FIXED_ITEMS)
+            result = decide(
                 baseline, candidate, asked, evaluation=evaluation, on_progress=bars, on_note=bars.note
             )
     except UserError as error:
@@ -131,6 +189,42 @@ def gate_command(
     if on_github:
         _tell_github(result, as_json)
     return EXIT_CODES[result.outcome]
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _with_tasks(
+    evaluation: "Evaluation",
+    suite: str | None,
+    names: tuple[str, ...],
+    limit: int | None,
+    greedy: bool | None,
+) -> "Evaluation":
+    """Say what to evaluate a baseline on that is a checkpoint: flags first, then the suite's own settings."""
+    from distill_eval.catalog import load_catalog, select_tasks
+    from distill_eval.schema.requests import GREEDY
+    from distill_eval.schema.run import RunOptions
+
+    if suite is None and not names:
+        raise OptionError(
+            "--baseline is a checkpoint: say what to evaluate with --suite NAME or --tasks A,B, or tasks in the policy"
+        )
+    if limit is not None and limit < 1:
+        raise OptionError(f"--limit must be at least 1, got {limit}")
+    catalog = load_catalog(evaluation.tasks_dirs)
+    chosen = select_tasks(catalog, suite=suite, names=names)
+    defaults, options = catalog.suites[suite] if suite else None, RunOptions(limit=limit)
+    if defaults is not None:
+        options = replace(
+            options,
+            seeds=defaults.seeds or options.seeds,
+            max_new_tokens=defaults.max_new_tokens or options.max_new_tokens,
+        )
+    if greedy or (greedy is None and defaults is not None and defaults.greedy):
+        options = replace(options, sampling=GREEDY)
+    return replace(evaluation, tasks=tuple(chosen), options=options)
 
 
 def _write_files(result: "GateResult", junit: Path | None, markdown: Path | None) -> None:

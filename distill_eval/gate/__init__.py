@@ -6,29 +6,20 @@ From a notebook::
 
     result = run_gate("runs/main", "runs/branch:student", read_policy())
 
-The decision itself is ``analysis.noninferiority``; anything that gives bounds of a difference (valid at one look, or
-at any time) can stand behind it.
+The decision is ``analysis.noninferiority``; ``run_sequential_gate`` decides by ``analysis.sequential``, as soon as
+the verdict is certain.
 """
 
 from collections.abc import Callable, Sequence
 
-from distill_eval.analysis.comparability import differences, other_hardware
+from distill_eval.analysis.comparability import differences
+from distill_eval.gate.looks import run_sequential_gate
 from distill_eval.gate.policy import check_tasks, read_policy
 from distill_eval.gate.sides import Evaluation, LoadedSide, OnProgress, evaluate_like, load_side, names_run
-from distill_eval.schema.gate import (
-    FAIL,
-    INCONCLUSIVE,
-    PASS,
-    REFUSAL,
-    REFUSED,
-    Check,
-    Difference,
-    GateResult,
-    Policy,
-    Side,
-)
+from distill_eval.gate.verdict import finish
+from distill_eval.schema.gate import REFUSAL, REFUSED, Difference, GateResult, Policy, Side
 
-__all__ = ["Evaluation", "names_run", "read_policy", "run_gate"]
+__all__ = ["Evaluation", "names_run", "read_policy", "run_gate", "run_sequential_gate"]
 
 
 def run_gate(
@@ -68,7 +59,6 @@ def _decided(
 ) -> GateResult:
     import pandas as pd
 
-    from distill_eval.analysis.efficiency_gate import gate_efficiency
     from distill_eval.analysis.gating import BASELINE, CANDIDATE, gate_records
 
     sides = [side.frame.assign(checkpoint=name) for side, name in ((left, BASELINE), (right, CANDIDATE))]
@@ -77,24 +67,4 @@ def _decided(
         name: int(entry["num_joined"]) for name, entry in left.facts.tasks.items() if "num_joined" in entry
     }
     checks, notes = gate_records(pd.concat(sides, ignore_index=True), specs, policy, num_available=available)
-    checks += gate_efficiency(
-        left.side.efficiency,
-        right.side.efficiency,
-        policy,
-        other_hardware=other_hardware(left.facts, right.facts),
-    )
-    aside = [task.name for task in right.run.tasks if task.name not in left.facts.tasks]
-    if aside:
-        notes.append(f"tasks of the candidate that the baseline lacks are left aside: {', '.join(aside)}")
-    if left.side.fingerprint and left.side.fingerprint == right.side.fingerprint:
-        notes.append("baseline and candidate are the same weights, configuration and tokenizer")
-    return GateResult(
-        _outcome(checks), left.side, right.side, policy, tuple(checks), tuple(found), tuple(notes)
-    )
-
-
-def _outcome(checks: Sequence[Check]) -> str:
-    outcomes = {check.outcome for check in checks}
-    if FAIL in outcomes:
-        return FAIL
-    return PASS if outcomes == {PASS} else INCONCLUSIVE
+    return finish(left, right, policy, checks, notes, found)

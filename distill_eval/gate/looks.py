@@ -1,21 +1,101 @@
 """``gate --sequential``: the items in one random order, evaluated or replayed, until the verdict is certain."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from distill_eval.analysis.comparability import RunFacts, differences
 from distill_eval.analysis.sequential_checks import ItemOrder
-from distill_eval.run import CheckpointRun, OnProgress, PlannedTask
+from distill_eval.errors import OptionError
+from distill_eval.gate.policy import check_tasks
+from distill_eval.gate.sides import (
+    Evaluation,
+    LoadedSide,
+    OnProgress,
+    evaluate_both,
+    evaluate_like,
+    load_side,
+    names_run,
+)
+from distill_eval.gate.verdict import finish
+from distill_eval.run import CheckpointRun, PlannedTask
 from distill_eval.schema.checkpoints import Checkpoint
-from distill_eval.schema.gate import Policy
+from distill_eval.schema.gate import REFUSAL, REFUSED, Difference, GateResult, Policy, Side
 from distill_eval.schema.records import Record
 from distill_eval.schema.run import RunOptions
-from distill_eval.schema.sequential import POPULATION, SequentialOutcome
+from distill_eval.schema.sequential import FIXED_ITEMS, POPULATION, SequentialOutcome
 from distill_eval.sequential import evaluate_until, item_clusters, item_order
 from distill_eval.store import ResponseStore
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def run_sequential_gate(
+    baseline: str,
+    candidate: str,
+    policy: Policy,
+    *,
+    target: str = FIXED_ITEMS,
+    evaluation: Evaluation | None = None,
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> GateResult:
+    """Hold ``candidate`` against ``baseline`` (each ``RUN[:LABEL]`` or a checkpoint) until the verdict is certain.
+
+    Stored runs are replayed item by item; a checkpoint is evaluated in looks, as the stored baseline was, or both on
+    ``evaluation.tasks``. ``target``: what the verdict is about. Refuses and raises as ``run_gate`` does.
+    """
+    evaluation = evaluation or Evaluation()
+    refusal = Side("", candidate, candidate, "")
+    if names_run(baseline):
+        left = load_side(baseline, "baseline")
+        known, where = [task.name for task in left.run.tasks], f"the baseline {left.run.folder}"
+    else:
+        left, known, where = None, [task.name for task in evaluation.tasks], "those to evaluate"
+    check_tasks(policy, known, where)
+    tasks = list(policy.tasks or known)
+    looks = Looks(policy, target, left.frame if left else None)
+    if left is None:
+        if names_run(candidate):
+            raise OptionError(
+                f"--baseline {baseline} is a checkpoint and --candidate {candidate} a run: evaluate the baseline "
+                "first (distill-eval compare), or name the candidate's checkpoint"
+            )
+        chosen = replace(evaluation, tasks=tuple(task for task in evaluation.tasks if task.name in tasks))
+        left, right = evaluate_both(baseline, candidate, chosen, looks, on_progress, on_note)
+    elif names_run(candidate):
+        right = load_side(candidate, "candidate")
+    else:
+        right = evaluate_like(left, candidate, tasks, evaluation, on_progress, on_note, looks)
+    if isinstance(right, list):
+        return GateResult(REFUSED, left.side, refusal, policy, differences=tuple(right))
+    found = differences(looks.reached(left.facts, right.facts), right.facts, tasks)
+    if any(difference.severity == REFUSAL for difference in found):
+        return GateResult(REFUSED, left.side, right.side, policy, differences=tuple(found))
+    return _decided(left, right, policy, tasks, found, looks)
+
+
+def _decided(
+    left: LoadedSide,
+    right: LoadedSide,
+    policy: Policy,
+    tasks: Sequence[str],
+    found: Sequence[Difference],
+    looks: "Looks",
+) -> GateResult:
+    from distill_eval.analysis.sequential_gating import gate_sequentially, stored_order
+
+    specs = [task for task in left.run.tasks if task.name in tasks]
+    frame = side_by_side(left.frame, right.frame)
+    seed = int(left.facts.options.get("limit_seed") or 0)
+    order = looks.order or stored_order(frame, specs, seed, looks.target)
+    decided = gate_sequentially(
+        frame, specs, policy, order,
+        target=looks.target, num_looks=looks.num_looks, whole_baseline=looks.whole_baseline,
+    )  # fmt: skip
+    notes = [summary(decided.outcome), *decided.notes]
+    return finish(left, right, policy, decided.checks, notes, found, decided.outcome)
 
 
 class Looks:
@@ -29,6 +109,18 @@ class Looks:
         self.policy, self.target, self.baseline = policy, target, baseline
         self.order: ItemOrder | None = None
         self.num_looks = 0
+        self.same_items = True
+
+    @property
+    def whole_baseline(self) -> bool:
+        return self.baseline is not None
+
+    def reached(self, left: RunFacts, right: RunFacts) -> RunFacts:
+        """Return the baseline's facts without the records of items that the candidate was spared."""
+        if self.order is None or not self.same_items or left.records is None or right.records is None:
+            return left
+        spared = frozenset(self.order.keys) - frozenset(right.records["item_key"])
+        return replace(left, records=left.records.loc[~left.records["item_key"].isin(list(spared))])
 
     def __call__(
         self,
@@ -47,15 +139,17 @@ class Looks:
             names,
             item_clusters(planned) if self.target == POPULATION else None,
         )
-        same_items = self.baseline is None or self._has_items(set(names), {spec.name for spec in specs})
+        self.same_items = self.baseline is None or self._has_items(set(names), {spec.name for spec in specs})
 
         def decide(records: list[Record]) -> Collection[str]:
             self.num_looks += 1
-            if not same_items:  # the runs do not compare, and will be refused
+            if not self.same_items:  # the runs do not compare, and will be refused
                 return ()
-            frame = side_by_side(self.baseline, records_frame(records), [c.label for c, _ in checkpoints])
+            frame = records_frame(records)
+            parts = [frame.loc[frame["checkpoint"] == checkpoint.label] for checkpoint, _ in checkpoints]
+            frame = side_by_side(parts[0] if self.baseline is None else self.baseline, parts[-1])
             found = gate_sequentially(
-                frame, specs, self.policy, order, target=self.target, whole_baseline=self.baseline is not None
+                frame, specs, self.policy, order, target=self.target, whole_baseline=self.whole_baseline
             )
             return found.undecided
 
@@ -75,18 +169,14 @@ class Looks:
         return set(self.baseline.loc[self.baseline["task"].isin(list(tasks)), "item_key"]) == keys
 
 
-def side_by_side(
-    baseline: "pd.DataFrame | None", records: "pd.DataFrame", labels: Sequence[str]
-) -> "pd.DataFrame":
-    """Return one frame whose checkpoints are called ``baseline`` and ``candidate``; the last label is the latter."""
+def side_by_side(baseline: "pd.DataFrame", candidate: "pd.DataFrame") -> "pd.DataFrame":
+    """Return both sides' records in one frame, under the names ``gate_records`` knows them by."""
     import pandas as pd
 
     from distill_eval.analysis.gating import BASELINE, CANDIDATE
 
-    left = records.loc[records["checkpoint"] == labels[0]] if baseline is None else baseline
-    right = records.loc[records["checkpoint"] == labels[-1]]
     return pd.concat(
-        [left.assign(checkpoint=BASELINE), right.assign(checkpoint=CANDIDATE)], ignore_index=True
+        [baseline.assign(checkpoint=BASELINE), candidate.assign(checkpoint=CANDIDATE)], ignore_index=True
     )
 
 

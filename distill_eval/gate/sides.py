@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from distill_eval.stored import StoredRun, load_stored
 if TYPE_CHECKING:
     import pandas as pd
 
+    from distill_eval.compare import Evaluate
+
 OnProgress = Callable[[str, str, str, int, int], None]
 
 
@@ -37,13 +39,18 @@ class LoadedSide:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How to evaluate a candidate that is no run yet: where its run goes, and what may differ between machines."""
+    """How to evaluate a candidate that is no run yet: where its run goes, and what may differ between machines.
+
+    ``tasks`` and ``options`` are for a baseline that is no run either; else its own hold.
+    """
 
     out: Path = Path("runs/gate")
     tasks_dirs: tuple[Path, ...] = ()
     data_dir: Path | None = None
     cache_dir: Path | None = None
     trusted: tuple[str, ...] = ()
+    tasks: tuple[TaskSpec, ...] = ()
+    options: RunOptions = field(default_factory=RunOptions)
 
 
 def split_run(text: str) -> tuple[Path, str]:
@@ -121,9 +128,11 @@ def evaluate_like(
     evaluation: Evaluation,
     on_progress: OnProgress | None = None,
     on_note: Callable[[str], None] | None = None,
+    evaluate: "Evaluate | None" = None,
 ) -> LoadedSide | list[Difference]:
     """Evaluate checkpoint ``name`` as ``baseline`` was: tasks, items, decoding, chat template.
 
+    ``evaluate``: as for ``run_comparison``, to evaluate part of the items.
     Returns the refusals instead, before any model loads, when today's task files or engines are not the baseline's.
     """
     from distill_eval.compare import resolve_all, run_comparison
@@ -158,10 +167,40 @@ def evaluate_like(
         out,
         trusted=evaluation.trusted,
         template="own" if template is None else template,
+        evaluate=evaluate,
         on_progress=on_progress,
         on_note=on_note,
     )
     return load_side(str(out), "candidate")
+
+
+def evaluate_both(
+    baseline: str,
+    candidate: str,
+    evaluation: Evaluation,
+    evaluate: "Evaluate",
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> tuple[LoadedSide, LoadedSide]:
+    """Evaluate two checkpoints with ``evaluate`` on ``evaluation.tasks``, into one run."""
+    from distill_eval.compare import run_comparison
+
+    run_comparison(
+        [baseline, candidate],
+        evaluation.tasks,
+        replace(evaluation.options, data_dir=evaluation.data_dir, cache_dir=evaluation.cache_dir, arms=()),
+        evaluation.out,
+        trusted=evaluation.trusted,
+        evaluate=evaluate,
+        on_progress=on_progress,
+        on_note=on_note,
+    )
+    labels = load_stored(str(evaluation.out)).checkpoints
+    left, right = (
+        load_side(f"{evaluation.out}:{label}", name)
+        for label, name in zip(labels, ("baseline", "candidate"), strict=True)
+    )
+    return left, right
 
 
 def _todays_tasks(

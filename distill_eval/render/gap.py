@@ -25,7 +25,7 @@ def gap_tables(analysis: GapAnalysis, checkpoints: Sequence[str]) -> list[Table]
 
 def _parts_table(analysis: GapAnalysis, candidate: str, reference: str) -> Table:
     rows = [
-        (_title(task), str(task.num_items), *_parts(split))
+        (_title(task), str(split.total.num_items), *_parts(split))
         for task in analysis.tasks
         for split in _against(task.splits, candidate, reference)
     ]
@@ -85,7 +85,9 @@ def _retention_table(analysis: GapAnalysis, candidate: str, reference: str) -> T
             cells = [_retained(kept.get(protocol)) for protocol in (LOGLIKELIHOOD, GENERATIVE)]
             rows.append((_title(task), *cells))
     if any("-" in row[1:] for row in rows):
-        notes.append(f"-: {one_line(reference)} is not surely above chance there.")
+        notes.append(
+            f"-: {one_line(reference)} is not surely above chance there, or no item is scored for both."
+        )
     columns = (Column("task", "left"), Column("by log-likelihood"), Column("when generating"))
     title = (
         f"What {one_line(candidate)} keeps of {one_line(reference)}'s score above chance, % [95% interval]"

@@ -59,12 +59,13 @@ def p_value(value: float) -> str:
 def _tests_table(tests: Sequence[TaskTests], candidate: str, reference: str) -> Table:
     rows, rules, strong = [], [], set()
     for task in tests:
-        rules.append(len(rows))
-        for test in (test for test in task.tests if test.candidate == candidate):
+        mine = [test for test in task.tests if test.candidate == candidate]
+        if mine:
+            rules.append(len(rows))
+        for place, test in enumerate(mine):
             if test.significant:
                 strong.add((len(rows), 2))
-            first = rules[-1] == len(rows)
-            rows.append((one_line(task.title or task.task) if first else "", *_test_cells(test)))
+            rows.append((one_line(task.title or task.task) if place == 0 else "", *_test_cells(test)))
     methods = dict.fromkeys(
         test.method for task in tests for test in task.tests if test.candidate == candidate
     )
@@ -108,8 +109,8 @@ def _seeds_table(tests: Sequence[TaskTests], label: str, kinds: Sequence[str]) -
         if parts:
             rules.append(len(rows))
         rows += [
-            (one_line(task.title or task.task) if number == 0 else "", *_seed_cells(part))
-            for number, part in enumerate(parts)
+            (one_line(task.title or task.task) if place == 0 else "", *_seed_cells(part))
+            for place, part in enumerate(parts)
         ]
     notes = [
         "Intervals cover new items with new seeds. sd: standard deviation between items on average over all seeds, and "

@@ -1,5 +1,6 @@
 """Draw a Table (schema/tables.py) in a terminal, as HTML rows, as LaTeX and as Markdown."""
 
+import re
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ def render_latex(table: Table, *, label: str = "") -> str:
     types = "".join("l" if column.align == "left" else "r" for column in table.columns)
     lines = [r"\begin{table}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
     lines.append(rf"\caption{{{' '.join(escape(text) for text in (_sentence(table.title), *table.notes))}}}")
-    lines.append(rf"\label{{tab:{label or table.name}}}")
+    # A name holds checkpoints' labels, in which TeX would find its own signs.
+    name = re.sub(r"[^A-Za-z0-9:.+-]", "-", label or table.name)
+    lines.append(rf"\label{{tab:{name}}}")
     lines += [r"\setbox0=\hbox{%", rf"\begin{{tabular}}{{@{{}}{types}@{{}}}}", r"\toprule"]
     if any(column.group for column in table.columns):
         lines += _latex_groups(table)

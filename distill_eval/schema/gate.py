@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from distill_eval.schema.efficiency import Efficiency
+from distill_eval.schema.sequential import SequentialOutcome
 
 PASS, FAIL, INCONCLUSIVE, REFUSED = "pass", "fail", "inconclusive", "refused"
 OUTCOMES = (FAIL, INCONCLUSIVE, PASS)
@@ -114,7 +115,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """The verdict: every check with its outcome, or the differences that forbid a comparison."""
+    """The verdict: every check with its outcome, or the differences that forbid a comparison.
+
+    ``sequential``: what was needed and spared, where the gate stopped as soon as it was certain.
+    """
 
     outcome: str
     baseline: Side
@@ -123,3 +127,4 @@ class GateResult:
     checks: tuple[Check, ...] = ()
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
+    sequential: SequentialOutcome | None = None

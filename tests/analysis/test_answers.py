@@ -132,6 +132,12 @@ def read(form, text, prompt=""):
         ("A) Mars is red\n\nThe answer is B) Earth", None, "B"),
         ("A) Mars\nB) Earth\nC) Earth and Moon\nD) a large dog\n\nThe answer is C", None, "C"),
         ("Answer choices: A) Mars, B) Earth", None, None),
+        # All options in a row are none of them, nor is the one that is quoted exactly.
+        ("A) Mars is it\nB) Earth\nC) Earth and a moon\nD) a very large dog", None, None),
+        ("C) Earth and Moon\n\nA) Mars\n\nThat is a planet.", None, None),
+        ("B) Earth is the third\n\nChoose A, B, C, or D as your answer.", None, "B"),
+        ("The answer is A, B, or C.", None, None),
+        ("The answer is A, B, C and D.", None, None),
         ("A planet that is right there", None, None),
         # Going on with a question of its own, as examples in a prompt make models do.
         ("ANSWER: B\n\nWhat is blue?\nA) sky\nB) grass\nANSWER: A", None, "B"),
@@ -266,6 +272,9 @@ def test_code():
     assert has_code("```python\ndef area(r):\n    return 3 * r\n```", prompt)
     assert has_code("def area(r):\n    return 3 * r", prompt)
     assert has_code("    return 3 * r", prompt)
+    assert has_code("def area(r):\n    return 3 * r\n```\n\nThis multiplies.", prompt)
+    assert has_code("def area(r):\n    return 3 * r\n```", prompt)
+    assert not has_code("```\nThe area of a circle is easy.\n```", prompt)
     assert not has_code("def area(r):\n    return (3 *", prompt)
     assert not has_code("The area of a circle is easy.", prompt)
     assert not has_code("x = 3", "")
@@ -279,3 +288,9 @@ def test_forms_of_the_tasks():
         "demo_capitals": "open",
     }  # fmt: skip
     assert {name: forms[name] for name in named} == named
+
+
+def test_a_marker_in_a_line_without_end_is_read_up_to_a_limit() -> None:
+    """A loop of markers on one line took seconds, each marker reading all that followed."""
+    assert read_answer(NUMBER, "the answer is " * 40 + "x " * 300 + "7", None)[1].value == "7"
+    assert read_answer(NUMBER, "the answer is 9 * 2 = 18 dollars " + "x " * 300, None)[1].value == "18"

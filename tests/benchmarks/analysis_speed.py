@@ -75,7 +75,10 @@ def write_folder(folder: Path, num_checkpoints: int, num_tasks: int, num_items: 
                         "cluster": [f"subset {i * 57 // num_items}" for i in range(num_items)],
                         "seed": [seed] * num_items,
                         "prompt": prompts,
-                        "output": ["" if seed is None else f"Let me think about {n}. " * 10 for n in numbers],
+                        "output": [
+                            "" if seed is None else f"Let me think about {n}. " * 10 + "ANSWER: A"
+                            for n in numbers
+                        ],
                         "target": ["A"] * num_items,
                         "extracted": ["" if seed is None else "A"] * num_items,
                         "score": score,
@@ -106,19 +109,23 @@ def analyse(folder: Path, num_checkpoints: int, num_tasks: int, queue: Any) -> N
 
     def imports() -> None:
         from distill_eval import analysis, runs  # noqa: F401
-        from distill_eval.analysis import paired_tests, ranking  # noqa: F401
+        from distill_eval.analysis import explanation  # noqa: F401
 
     start = time.perf_counter()
     timed("imports", imports)
     from distill_eval.analysis import compare_records
+    from distill_eval.analysis.failures import failure_analysis
+    from distill_eval.analysis.frame import DTYPES
+    from distill_eval.analysis.gap import explain_gaps
     from distill_eval.analysis.paired_tests import paired_tests
     from distill_eval.analysis.ranking import rank_checkpoints
     from distill_eval.runs import load_frame
 
     tasks, labels = make_tasks(num_tasks), [f"checkpoint{number}" for number in range(num_checkpoints)]
-    frame = timed("load_frame", load_frame, folder)
+    columns = [name for name in DTYPES if name != "prompt"]  # outputs are what failures are told by
+    frame = timed("load_frame", load_frame, folder, columns)
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    for step in (compare_records, paired_tests, rank_checkpoints):
+    for step in (compare_records, paired_tests, rank_checkpoints, explain_gaps, failure_analysis):
         timed(step.__name__, step, frame, tasks, labels)
     queue.put(
         {

@@ -11,6 +11,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -98,7 +99,7 @@ def differences(
 
 def seeded(rng, num_simulations: int, codes: np.ndarray, mean: float, num_seeds: int = 3) -> np.ndarray:
     """Differences of means over seeds [simulations, items]: items of their own difficulty, noise in every seed."""
-    easy = rng.beta(1.2, 0.8, size=(num_simulations, len(codes))) * (1 - abs(mean) / 0.6)
+    easy = 0.85 * rng.beta(1.2, 0.8, size=(num_simulations, len(codes)))
     reference = rng.binomial(num_seeds, easy) / num_seeds
     candidate = rng.binomial(num_seeds, np.clip(easy + mean, 0, 1)) / num_seeds
     return candidate - reference
@@ -175,27 +176,33 @@ def rejected(p_values) -> float:
     return float(np.mean(np.fromiter(p_values, dtype=float) <= 0.05))
 
 
-def resampled(num_simulations: int, num_resamples: int = 1999) -> dict[str, dict[str, float]]:
-    """Level and power of the permutation test and of the bootstrap test."""
-    items, passages = np.arange(NUM_ITEMS), LAYOUTS["40 of 5"]
-    conditions = {
-        "clusters, 40 of 5": (passages, lambda *a: differences(*a[:3], a[3], 0.2)),
-        "clusters, 20 of 2 to 25": (LAYOUTS["20 of 2 to 25"], lambda *a: differences(*a[:3], a[3], 0.2)),
-        "three seeds": (items, seeded),
-        "scores of any value": (items, lambda rng, n, codes, mean: rng.normal(5 * mean, 1, (n, len(codes)))),
-    }
+RESAMPLED = {
+    "clusters, 40 of 5": (LAYOUTS["40 of 5"], lambda *a: differences(*a, 0.2)),
+    "clusters, 20 of 2 to 25": (LAYOUTS["20 of 2 to 25"], lambda *a: differences(*a, 0.2)),
+    "three seeds": (np.arange(NUM_ITEMS), seeded),
+    "scores of any value": (
+        np.arange(NUM_ITEMS),
+        lambda rng, number, codes, mean: rng.normal(mean, 0.5, (number, len(codes))),
+    ),
+}
+"""What the resampling tests are tried on: clusters, and how to draw differences with a given mean."""
+
+
+def resampled(
+    num_simulations: int, num_resamples: int = 1999, conditions: Sequence[str] = tuple(RESAMPLED)
+) -> dict[str, dict[str, float]]:
+    """Level of the permutation test and of the bootstrap test, and power at what is called detectable."""
     found: dict[str, dict[str, float]] = {
         f"{test} {what}": {} for test in ("permutation", "bootstrap") for what in ("level", "power")
     }
-    for name, (codes, draw) in conditions.items():
-        for mean in (0.0, None):
-            rng = np.random.default_rng(1)
-            if mean is None:
-                mean = np.mean([detectable_mean(row, codes) for row in draw(rng, 50, codes, 0.0)])
-                mean /= 5 if name == "scores of any value" else 1
+    for name in conditions:
+        codes, draw = RESAMPLED[name]
+        rng = np.random.default_rng(1)
+        detectable = float(np.mean([detectable_mean(row, codes) for row in draw(rng, 50, codes, 0.0)]))
+        for mean in (0.0, detectable):
             values = draw(rng, num_simulations, codes, mean)
             what = "power" if mean else "level"
-            key = f"{name}, difference {mean:.3f} (what is called detectable)" if mean else name
+            key = f"{name}, difference {mean:.3f}" if mean else name
             parts = [[part[:, 0] for part in cluster_sums(row[:, None], codes)] for row in values]
             permuted = (permutation_test(sums, rng, num_resamples)[0] for sums, _ in parts)
             found[f"permutation {what}"][key] = rejected(permuted)

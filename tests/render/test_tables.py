@@ -1,6 +1,7 @@
 """A Table drawn in the terminal, as LaTeX and as Markdown."""
 
 import io
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -62,3 +63,8 @@ def test_markdown_keeps_foreign_text_text() -> None:
     assert lines[4] == r"| ARC\_E\|x | +1.0 | **-20.5** | 400 |"
     assert "<b>" not in text
     assert "@" not in text
+
+
+def test_a_label_of_latex_holds_nothing_that_tex_reads() -> None:
+    text = render_latex(replace(TABLE, name="parts-a_b%{x}\ny"))
+    assert "\\label{tab:parts-a-b--x--y}" in text

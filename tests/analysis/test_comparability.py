@@ -1,0 +1,29 @@
+"""Differences between runs: what only a bridging arm uses."""
+
+from dataclasses import replace
+
+from distill_eval.analysis.comparability import RunFacts, differences
+
+TASK = {"loglikelihood": {"metric": "acc"}, "generative": {"metric": "acc"}}
+NEWER = {
+    "loglikelihood": {"metric": "acc"},
+    "generative": {"metric": "acc", "letters": "ANSWER: {letter}"},
+    "generate_until": {"metric": "exact_match"},
+}
+
+
+def test_definitions_of_arms_count_where_both_ran_them() -> None:
+    before = RunFacts("baseline", {"arc": TASK}, {}, {})
+    after = RunFacts("candidate", {"arc": NEWER}, {"arms": ["letters", "generate_until"]}, {})
+    assert differences(before, after) == []
+    found = differences(replace(before, options=after.options), after)
+    assert [difference.text.split(" is ")[0] for difference in found] == [
+        "task arc: generative.letters",
+        "task arc: generate_until",
+    ]
+
+
+def test_other_definitions_always_count() -> None:
+    other = TASK | {"generative": {"metric": "f1"}}
+    found = differences(RunFacts("a", {"arc": TASK}, {}, {}), RunFacts("b", {"arc": other}, {}, {}))
+    assert [difference.subject for difference in found] == ["task definition"]
