@@ -160,14 +160,14 @@ def test_gate_and_replay_agree_far_from_the_margin(sides) -> None:
         assert run_gate(*runs, SCORES).outcome == run_sequential_gate(*runs, SCORES).outcome
 
 
-def test_command(sides, run_command) -> None:
+def test_command(sides, command) -> None:
     left, right = sides(300, 300)
-    result = run_command("gate", "--sequential", "--baseline", left, "--candidate", right, "--json")
+    result = command("gate", "--sequential", "--baseline", left, "--candidate", right, "--json")
     assert result.code == 0, result.err
     found = json.loads(result.out)["sequential"]
     assert (found["verdict"], found["target"]) == ("pass", "fixed items")
     assert found["num_spared"] == 400 - found["num_used"]["sums"] > 0
-    result = run_command("gate", "--sequential", "--population", "--baseline", left, "--candidate", right)
+    result = command("gate", "--sequential", "--population", "--baseline", left, "--candidate", right)
     assert "sequential, population, alpha 5%" in result.out
 
 
@@ -179,14 +179,14 @@ def test_command(sides, run_command) -> None:
         (["--sequential", "--tasks", "a"], "--tasks is for a --baseline that is a checkpoint"),
     ],
 )
-def test_flags_that_do_not_go_together(sides, run_command, flags, message) -> None:
+def test_flags_that_do_not_go_together(sides, command, flags, message) -> None:
     left, right = sides(10, 10, 12)
-    result = run_command("gate", "--baseline", left, "--candidate", right, *flags)
+    result = command("gate", "--baseline", left, "--candidate", right, *flags)
     assert result.code == 2
     assert message in result.err
 
 
-def test_a_baseline_checkpoint_needs_tasks(world, run_command) -> None:
-    result = run_command("gate", "--sequential", "--baseline", world.teacher, "--candidate", world.student)
+def test_a_baseline_checkpoint_needs_tasks(world, command) -> None:
+    result = command("gate", "--sequential", "--baseline", world.teacher, "--candidate", world.student)
     assert result.code == 2
     assert "say what to evaluate with --suite NAME or --tasks A,B" in result.err
