@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from distill_eval.analysis.comparability import RunFacts, differences
-from distill_eval.analysis.sequential_checks import ItemOrder
+from distill_eval.analysis.sequential_checks import ItemOrder, owners
 from distill_eval.errors import OptionError
 from distill_eval.gate.policy import check_tasks
 from distill_eval.gate.sides import (
@@ -133,7 +133,7 @@ class Looks:
         from distill_eval.analysis.sequential_gating import gate_sequentially
 
         specs = [plan.task for plan in planned]
-        names = {key: plan.task.name for plan in planned for key in plan.selected}
+        names = owners((key, plan.task.name) for plan in planned for key in plan.selected)
         self.order = order = ItemOrder(
             item_order(planned, checkpoints[0][1].limit_seed, self.target),
             names,
