@@ -57,6 +57,7 @@ from distill_eval.schema.tasks import TaskSpec
 
 _NEEDED = ("task", "protocol", "item_key", "score", "output", "target")
 _OPTIONAL = {"prompt": "", "finish_reason": "", "extracted": "", "num_output_tokens": -1, "chance": np.nan}
+CLASSIFIED_BY = (*_NEEDED, *_OPTIONAL)
 
 
 def classify(frame: pd.DataFrame, tasks: Sequence[TaskSpec]) -> pd.DataFrame:

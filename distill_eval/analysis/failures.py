@@ -16,7 +16,7 @@ import pandas as pd
 
 from distill_eval.analysis.answers import PARSED, answer_form
 from distill_eval.analysis.estimates import Measured, measure, wilson_estimate
-from distill_eval.analysis.failure_classes import classify
+from distill_eval.analysis.failure_classes import CLASSIFIED_BY, classify
 from distill_eval.analysis.frame import checked_frame, numbers, texts
 from distill_eval.analysis.pairing import Paired, pair_items
 from distill_eval.analysis.resampling import task_generator
@@ -58,11 +58,16 @@ def failure_analysis(
         return ()
     compared = np.asarray(frame["checkpoint"].isin(list(checkpoints)), dtype=bool)
     generated = np.asarray(frame["protocol"] == GENERATIVE, dtype=bool)
-    classes = classify(frame.iloc[np.flatnonzero(compared & generated)], tasks)
-    names, results = texts(classes["task"]), []
+    # Only what is read, and a task at a time: the outputs of millions of records are most of the memory.
+    read = frame[[name for name in (*CLASSIFIED_BY, "checkpoint", "seed") if name in frame.columns]]
+    results = []
     for task in tasks:
-        rows = classes.iloc[np.flatnonzero(names == task.name)]
-        if task.generative is not None and task.direction == "higher" and len(rows):
+        if task.generative is None or task.direction != "higher":
+            continue
+        named = (frame["task"] == task.name).to_numpy(bool, na_value=False)
+        classes = classify(read.iloc[np.flatnonzero(compared & generated & named)], [task])
+        if len(classes):
+            rows = classes.drop(columns=[name for name in ("prompt", "output", "target") if name in classes])
             results.append(_analyse_task(data, rows, task, tuple(checkpoints), seed))
     return tuple(results)
 
