@@ -15,7 +15,7 @@ from distill_eval.analysis.intervals import (
     variance_factor,
     wilson,
 )
-from distill_eval.analysis.resampling import cluster_sums, mean_replicates
+from distill_eval.analysis.resampling import cluster_sums, distinct_resamples, mean_replicates
 
 Z = scipy.stats.norm.ppf(0.975)
 
@@ -112,6 +112,18 @@ def test_the_two_ways_to_draw_are_the_same_bootstrap():
         replicates = mean_replicates(sums, counts, rng)
         assert replicates.mean() == pytest.approx(values.mean(), abs=4 * values.std() / 20 / 100)
         assert replicates.std() == pytest.approx(values.std() / 20, rel=0.04)
+
+
+def test_many_clusters_are_drawn_less_often_and_the_replicates_repeated():
+    rng = np.random.default_rng(5)
+    values = np.column_stack([rng.normal(size=12_000), rng.random(12_000) < 0.7])
+    sums, counts = cluster_sums(values, np.arange(12_000))
+    replicates = mean_replicates(sums, counts, rng)
+    assert replicates.shape == (10_000, 2)
+    assert len(np.unique(replicates, axis=0)) == distinct_resamples(12_000, 12_000) == 2000
+    np.testing.assert_array_equal(replicates[:2000], replicates[2000:4000])
+    assert replicates.std(axis=0) == pytest.approx(values.std(axis=0) / 12_000**0.5, rel=0.06)
+    assert distinct_resamples(12_000, 32) == distinct_resamples(2000, 2000) == 10_000
 
 
 def test_one_resampling_serves_all_columns():
