@@ -29,6 +29,9 @@ from distill_eval.schema.tasks import TaskSpec
 from distill_eval.store import ResponseStore
 from distill_eval.stored import StoredRun, load_stored, merge_runs
 
+# What an analysis of stored runs takes over from the first of them: how its numbers came about, then and there.
+_OF_THE_RUNS = ("options", "tasks", "versions", "hardware", "data_revisions")
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -228,8 +231,8 @@ def compare_stored(names: Sequence[str], out: Path) -> Comparison:
     merged, merge_notes = merge_runs(runs)
     notes += merge_notes
     facts = {
-        **{name: value for name, value in merged.provenance.items() if name in ("options", "tasks")},
         **provenance.stamp(),
+        **{name: merged.provenance[name] for name in _OF_THE_RUNS if name in merged.provenance},
         "checkpoints": _first_of(runs, "checkpoints", "label"),
         "runs": _first_of(runs, "runs", "checkpoint"),
         "from": [str(run.folder) for run in runs],

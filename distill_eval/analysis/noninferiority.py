@@ -23,7 +23,7 @@ reports/benchmarks/gate_error_rates.json):
   h = t * skewness / 2. A plain t bound is blind to losses that sit in few clusters: it passes them up to 12% of the
   time. Here too half an event is added: an item, or a cluster while fewer than five have shown one.
 
-Score and t bounds are a little too short now and then, so each is taken at 0.8 alpha.
+Score and t bounds are a little too short now and then, so each is taken at 0.75 alpha.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ from scipy.special import ndtri, stdtrit
 from distill_eval.analysis.intervals import effective_clusters, tango
 from distill_eval.schema.gate import FAIL, INCONCLUSIVE, PASS, Check
 
-SHARE_OF_ALPHA = 0.8
+SHARE_OF_ALPHA = 0.75
 POWER = 0.8
 _ADDED = 0.5
 _FEW = 5

@@ -1,7 +1,7 @@
 """Several checks along one random order of the items of several tasks: their verdicts, and what all needed."""
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from distill_eval.analysis.sequential import (
     task_weights,
     verdict_path,
 )
-from distill_eval.errors import DataError
+from distill_eval.errors import DataError, OptionError
 from distill_eval.schema.sequential import (
     FAIL,
     FIXED_ITEMS,
@@ -51,6 +51,21 @@ class Differences:
     values: Mapping[str, float]
     margin: float
     bound: float = 1.0
+
+
+def owners(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the task of every item, of (item key, task) pairs.
+
+    Raises OptionError where two tasks share an item (mmlu and mmlu_redux do): one order cannot hold it twice.
+    """
+    found: dict[str, str] = {}
+    for key, task in pairs:
+        if found.setdefault(key, task) != task:
+            raise OptionError(
+                f"a sequential gate takes each item once, but tasks '{found[key]}' and '{task}' share items; "
+                f"name one of them (tasks: in the policy)"
+            )
+    return found
 
 
 def check_verdicts(

@@ -19,6 +19,7 @@ from distill_eval.analysis.sequential_checks import (
     ItemOrder,
     check_verdicts,
     outcome,
+    owners,
     undecided_tasks,
 )
 from distill_eval.items import ordered_keys
@@ -76,9 +77,12 @@ def stored_order(frame: pd.DataFrame, tasks: Sequence[TaskSpec], seed: int, targ
     names = [task.name for task in tasks]
     rows = frame.loc[frame["task"].isin(names) & frame["item_key"].isin(list(_evaluated(frame)))]
     # Log-likelihood first: where the protocols put an item in different clusters, it wins.
+    owner = owners(zip(rows["item_key"], rows["task"], strict=True))
+    # Whatever order the records come in: of several clusters of an item the first of the alphabet.
+    rows = rows.sort_values(["item_key", "cluster"], kind="stable")
     rows = rows.sort_values("protocol", key=lambda found: found != LOGLIKELIHOOD, kind="stable")
     rows = rows.drop_duplicates("item_key").set_index("item_key")
-    item_tasks, clusters = rows["task"].to_dict(), None
+    item_tasks, clusters = {key: owner[key] for key in rows.index}, None
     if target == POPULATION:
         clusters = {key: cluster or key for key, cluster in rows["cluster"].fillna("").items()}
     return ItemOrder(ordered_keys(item_tasks, seed, clusters), item_tasks, clusters)
@@ -115,12 +119,16 @@ def _check(
     scored = [key for key in used if np.isfinite(differences.values.get(key, np.nan))]
     low, high = sorted((100 * sign * verdict.low, 100 * sign * verdict.high))
     baseline, candidate = _means(check.parts, used)
+    # An average's estimate by weighted items is near the mean of the tasks' means, but not that.
+    difference = 100 * sign * verdict.estimate
+    if baseline is not None and candidate is not None:
+        difference = candidate - baseline
     known = bool(scored)
     return Check(
         kind=first.kind, name=check.name, figure=first.figure, direction=first.direction, unit="points",
         margin=check.margin, outcome=verdict.verdict, why=_why(verdict, check.margin),
         baseline=baseline, candidate=candidate,
-        difference=100 * sign * verdict.estimate if known else None,
+        difference=difference if known else None,
         low=low if known else None, high=high if known else None,
         num_items=len(scored), num_clusters=_num_clusters(scored, order),
         method=f"betting, {verdict.target}",

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from distill_eval.analysis.comparability import RunFacts, differences
-from distill_eval.analysis.sequential_checks import ItemOrder
+from distill_eval.analysis.sequential_checks import ItemOrder, owners
 from distill_eval.errors import OptionError
 from distill_eval.gate.policy import check_tasks
 from distill_eval.gate.sides import (
@@ -133,7 +133,7 @@ class Looks:
         from distill_eval.analysis.sequential_gating import gate_sequentially
 
         specs = [plan.task for plan in planned]
-        names = {key: plan.task.name for plan in planned for key in plan.selected}
+        names = owners((key, plan.task.name) for plan in planned for key in plan.selected)
         self.order = order = ItemOrder(
             item_order(planned, checkpoints[0][1].limit_seed, self.target),
             names,
@@ -143,11 +143,11 @@ class Looks:
 
         def decide(records: list[Record]) -> Collection[str]:
             self.num_looks += 1
-            if not self.same_items:  # the runs do not compare, and will be refused
-                return ()
             frame = records_frame(records)
             parts = [frame.loc[frame["checkpoint"] == checkpoint.label] for checkpoint, _ in checkpoints]
             frame = side_by_side(parts[0] if self.baseline is None else self.baseline, parts[-1])
+            if not self.same_items or (self.num_looks == 1 and not _same_prompts(frame)):
+                return ()  # the runs do not compare, and will be refused
             found = gate_sequentially(
                 frame, specs, self.policy, order, target=self.target, whole_baseline=self.whole_baseline
             )
@@ -167,6 +167,11 @@ class Looks:
     def _has_items(self, keys: set[str], tasks: set[str]) -> bool:
         assert self.baseline is not None
         return set(self.baseline.loc[self.baseline["task"].isin(list(tasks)), "item_key"]) == keys
+
+
+def _same_prompts(frame: "pd.DataFrame") -> bool:
+    prompts = frame.groupby(["task", "protocol", "item_key", "seed"], dropna=False)["prompt"]
+    return bool((prompts.nunique() == 1).all())
 
 
 def side_by_side(baseline: "pd.DataFrame", candidate: "pd.DataFrame") -> "pd.DataFrame":

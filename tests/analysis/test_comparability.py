@@ -11,10 +11,12 @@ NEWER = {
     "generate_until": {"metric": "exact_match"},
 }
 
+OPTIONS = {"seeds": [42]}  # without any, a run counts as imported
+
 
 def test_definitions_of_arms_count_where_both_ran_them() -> None:
-    before = RunFacts("baseline", {"arc": TASK}, {}, {})
-    after = RunFacts("candidate", {"arc": NEWER}, {"arms": ["letters", "generate_until"]}, {})
+    before = RunFacts("baseline", {"arc": TASK}, OPTIONS, {})
+    after = RunFacts("candidate", {"arc": NEWER}, OPTIONS | {"arms": ["letters", "generate_until"]}, {})
     assert differences(before, after) == []
     found = differences(replace(before, options=after.options), after)
     assert [difference.text.split(" is ")[0] for difference in found] == [
@@ -25,5 +27,5 @@ def test_definitions_of_arms_count_where_both_ran_them() -> None:
 
 def test_other_definitions_always_count() -> None:
     other = TASK | {"generative": {"metric": "f1"}}
-    found = differences(RunFacts("a", {"arc": TASK}, {}, {}), RunFacts("b", {"arc": other}, {}, {}))
+    found = differences(RunFacts("a", {"arc": TASK}, OPTIONS, {}), RunFacts("b", {"arc": other}, OPTIONS, {}))
     assert [difference.subject for difference in found] == ["task definition"]

@@ -9,9 +9,10 @@ from distill_eval.analysis.sequential_checks import (
     ItemOrder,
     check_verdicts,
     outcome,
+    owners,
     undecided_tasks,
 )
-from distill_eval.errors import DataError
+from distill_eval.errors import DataError, OptionError
 from distill_eval.items import ordered_keys
 from distill_eval.schema.sequential import FAIL, INCONCLUSIVE, PASS, POPULATION
 
@@ -28,6 +29,11 @@ def gains(order, task, gained, lost, seed=0):
     keys = order.of([task])
     values = np.repeat([1.0, -1.0, 0.0], [gained, lost, len(keys) - gained - lost])
     return dict(zip(keys, np.random.default_rng(seed).permutation(values), strict=True))
+
+
+def test_tasks_that_share_items_are_refused():
+    with pytest.raises(OptionError, match="tasks 'mmlu' and 'mmlu_redux' share items"):
+        owners([("mmlu/a/1#0", "mmlu"), ("mmlu/a/2#0", "mmlu"), ("mmlu/a/2#0", "mmlu_redux")])
 
 
 def test_a_check_of_one_task_is_its_own_path(order):

@@ -154,20 +154,38 @@ def test_both_checkpoints_are_evaluated(world, many, tmp_path) -> None:
         run_sequential_gate(names[0], str(tmp_path / "out"), SCORES, evaluation=asked)
 
 
+def test_other_prompts_are_refused_after_the_first_look(world, many, tiny_model_folder, tmp_path) -> None:
+    from distill_eval.catalog import load_catalog, select_tasks
+    from distill_eval.schema.run import RunOptions
+
+    other = tiny_model_folder("other", seed=3, num_tokens=380, chat_template="{{ messages[-1]['content'] }}!")
+    asked = evaluation(
+        world,
+        many,
+        tmp_path / "out",
+        tasks=select_tasks(load_catalog([many]), names=["sums"]),
+        options=RunOptions(backend="fake", max_new_tokens=8),
+    )
+    result = run_sequential_gate(f"left={world.student}", f"right={other}", SCORES, evaluation=asked)
+    assert result.outcome == "refused"
+    assert any(difference.subject == "prompts" for difference in result.differences)
+    assert len({record.item_key for record in load_run(tmp_path / "out")[0]}) == 32
+
+
 def test_gate_and_replay_agree_far_from_the_margin(sides) -> None:
     for right in (180, 340):
         runs = sides(300, right)
         assert run_gate(*runs, SCORES).outcome == run_sequential_gate(*runs, SCORES).outcome
 
 
-def test_command(sides, run_command) -> None:
+def test_command(sides, command) -> None:
     left, right = sides(300, 300)
-    result = run_command("gate", "--sequential", "--baseline", left, "--candidate", right, "--json")
+    result = command("gate", "--sequential", "--baseline", left, "--candidate", right, "--json")
     assert result.code == 0, result.err
     found = json.loads(result.out)["sequential"]
     assert (found["verdict"], found["target"]) == ("pass", "fixed items")
     assert found["num_spared"] == 400 - found["num_used"]["sums"] > 0
-    result = run_command("gate", "--sequential", "--population", "--baseline", left, "--candidate", right)
+    result = command("gate", "--sequential", "--population", "--baseline", left, "--candidate", right)
     assert "sequential, population, alpha 5%" in result.out
 
 
@@ -179,14 +197,14 @@ def test_command(sides, run_command) -> None:
         (["--sequential", "--tasks", "a"], "--tasks is for a --baseline that is a checkpoint"),
     ],
 )
-def test_flags_that_do_not_go_together(sides, run_command, flags, message) -> None:
+def test_flags_that_do_not_go_together(sides, command, flags, message) -> None:
     left, right = sides(10, 10, 12)
-    result = run_command("gate", "--baseline", left, "--candidate", right, *flags)
+    result = command("gate", "--baseline", left, "--candidate", right, *flags)
     assert result.code == 2
     assert message in result.err
 
 
-def test_a_baseline_checkpoint_needs_tasks(world, run_command) -> None:
-    result = run_command("gate", "--sequential", "--baseline", world.teacher, "--candidate", world.student)
+def test_a_baseline_checkpoint_needs_tasks(world, command) -> None:
+    result = command("gate", "--sequential", "--baseline", world.teacher, "--candidate", world.student)
     assert result.code == 2
     assert "say what to evaluate with --suite NAME or --tasks A,B" in result.err
