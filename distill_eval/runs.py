@@ -142,7 +142,10 @@ def load_frame(folder: Path, columns: Sequence[str] | None = None) -> "pd.DataFr
         elif DTYPES[name] == "object":
             read[name] = pd.Series(_tuples(column), dtype="object")
         elif DTYPES[name] == "string":
-            read[name] = pd.Series(pd.StringDtype().__from_arrow__(column))
+            whole = column.cast(
+                pyarrow.large_string()
+            ).combine_chunks()  # rows of many chunks are slow to take
+            read[name] = pd.Series(pd.StringDtype().__from_arrow__(whole))
         else:
             read[name] = column.to_pandas(types_mapper={pyarrow.int64(): pd.Int64Dtype()}.get).astype(
                 DTYPES[name]

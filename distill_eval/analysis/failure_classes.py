@@ -89,18 +89,21 @@ def _classify_task(rows: pd.DataFrame, task: TaskSpec) -> np.ndarray:
     columns = {name: _column(rows, name) for name in (*_NEEDED[3:], *_OPTIONAL)}
     # By all they are made of: checkpoints may be prompted differently.
     questions: dict[tuple[str, str, int | None], tuple[Question | None, str]] = {}
-    found = np.full((len(rows), 3), None, dtype=object)
-    for number, (score, output, target, prompt, end, extracted, num_tokens, chance) in enumerate(
+    chances = np.array(columns.pop("chance"), dtype=float)
+    guessed = (chances > 0) & (chances <= 0.5)
+    num_options = np.rint(1 / np.where(guessed, chances, 1.0)).astype(int).tolist()
+    found: list[tuple[str | None, str | None, str | None]] = [(None, None, None)] * len(rows)
+    for number, (score, output, target, prompt, end, extracted, num_tokens) in enumerate(
         zip(*columns.values(), strict=True)
     ):
-        if np.isnan(score):
+        if score != score:  # NaN: unscored
             continue
-        key = (prompt, target, round(1 / chance) if 0 < chance <= 0.5 else None)
+        key = (prompt, target, num_options[number] if guessed[number] else None)
         if key not in questions:
             question = question_of(form, prompt, key[2])
             questions[key] = (question, canonical_gold(form, target, question))
         found[number] = _classify(form, output, score, *questions[key], prompt, end, extracted, num_tokens)
-    return found
+    return np.array(found, dtype=object)
 
 
 def _column(rows: pd.DataFrame, name: str) -> list:
