@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from distill_eval.cli.options import AsJson, TasksDir, data_dir_option
 from distill_eval.errors import OptionError, did_you_mean
 from distill_eval.schema.interchange import ENGINES
 
@@ -28,19 +29,15 @@ def import_command(
     engine: Annotated[
         str, typer.Option("--format", help="auto, or read the folders as those of lm-eval or evalscope.")
     ] = AUTO,
-    tasks_dir: Annotated[list[Path] | None, typer.Option(help="Folder with more task files.")] = None,
+    tasks_dir: TasksDir = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_DATA",
-            help="Local mirror of the benchmark data, for what EvalScope's prompts do not tell (HellaSwag).",
-            show_default=False,
-        ),
+        data_dir_option(", for what EvalScope's prompts do not tell (HellaSwag)."),
     ] = None,
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out logs that no task file covers.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON; no table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare runs made elsewhere: read their per-sample logs and write a run folder as `compare` does.
 
