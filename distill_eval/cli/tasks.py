@@ -67,7 +67,8 @@ def tasks_show_command(
     as_json: AsJson = False,
 ) -> None:
     """Show all settings of one task, and with --render what the model would read."""
-    from distill_eval.catalog import load_catalog, select_tasks, shown_path
+    from distill_eval.catalog import load_catalog, select_tasks
+    from distill_eval.yaml_files import shown_path
 
     task = select_tasks(load_catalog(tasks_dir or ()), names=[name])[0]
     prompts = _render(task, render, tokenizer, data_dir, apply_chat_template) if render else {}
