@@ -25,7 +25,7 @@ def import_command(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Run folder to write.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/imported"),
     engine: Annotated[
         str, typer.Option("--format", help="auto, or read the folders as those of lm-eval or evalscope.")
     ] = AUTO,
@@ -42,7 +42,7 @@ def import_command(
     """Compare runs made elsewhere: read their per-sample logs and write a run folder as `compare` does.
 
     Example: `distill-eval import teacher=lmeval/teacher teacher=evalscope/teacher student=lmeval/student
-    student=evalscope/student --out runs/imported`
+    student=evalscope/student`
     """
     chosen = None if engine == AUTO else _engine(engine, (AUTO, *ENGINES))
 
