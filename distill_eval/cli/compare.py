@@ -165,7 +165,7 @@ def compare_command(
     if _all_runs(names):
         from distill_eval.compare import compare_stored
 
-        _show(compare_stored(names, out or Path("runs") / "comparison"), details, as_json)
+        show_comparison(compare_stored(names, out or Path("runs") / "comparison"), details, as_json)
         return
     if len(names) < 2:
         raise OptionError(
@@ -217,7 +217,7 @@ def compare_command(
             on_progress=bars,
             on_note=bars.note,
         )
-    _show(comparison, details, as_json)
+    show_comparison(comparison, details, as_json)
 
 
 def _all_runs(names: list[str]) -> bool:
@@ -233,18 +233,18 @@ def _all_runs(names: list[str]) -> bool:
     return bool(runs)
 
 
-def _show(comparison: "Comparison", details: bool, as_json: bool) -> None:
+def show_comparison(comparison: "Comparison", details: bool = False, as_json: bool = False) -> None:
+    """Print a comparison: its results and explanation as JSON, or its tables (``details``: all of them)."""
     if as_json:
         from distill_eval.runs import plain
 
         whole = {"folder": str(comparison.folder), **asdict(comparison.results)}
         print(json.dumps(plain({**whole, "explanation": asdict(comparison.explanation)}), indent=2))
         return
-    print_comparison(comparison, details)
+    _print(comparison, details)
 
 
-def print_comparison(comparison: "Comparison", details: bool = False) -> None:
-    """Print the tables of a comparison (``details``: all of them) and say where its files are."""
+def _print(comparison: "Comparison", details: bool) -> None:
     from rich.console import Console
 
     from distill_eval.render.explanation import explanation_sections, short_tables

@@ -1,7 +1,5 @@
 """``distill-eval import`` and ``distill-eval export``: runs made by lm-eval and EvalScope, and for them."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -57,13 +55,9 @@ def import_command(
         folders, load_catalog(tuple(tasks_dir or ())), out,
         engine=chosen, data_dir=mirror, skip_unknown=skip_unknown,
     )  # fmt: skip
-    if as_json:
-        print(json.dumps({"folder": str(comparison.folder), **asdict(comparison.results)}, indent=2))
-        return
+    from distill_eval.cli.compare import show_comparison
 
-    from distill_eval.cli.compare import print_comparison
-
-    print_comparison(comparison)
+    show_comparison(comparison, as_json=as_json)
 
 
 def export_command(

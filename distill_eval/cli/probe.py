@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,6 +97,7 @@ def probe_command(
     from distill_eval.cli.progress import ProgressBars
     from distill_eval.compare import resolve_all
     from distill_eval.content import default_cache_dir
+    from distill_eval.runs import plain
     from distill_eval.store import ResponseStore
 
     folder = cache_dir or default_cache_dir()
@@ -114,8 +114,7 @@ def probe_command(
     finally:
         store.close()
     if as_json:
-        shown = [{**result, "probes": [asdict(probe) for probe in result["probes"]]} for result in results]
-        print(json.dumps({"checkpoints": shown}, indent=2))
+        print(json.dumps(plain({"checkpoints": results}), indent=2))
     return 0 if all(result["passed"] for result in results) else EXIT_FAILED
 
 

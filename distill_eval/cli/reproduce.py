@@ -155,6 +155,7 @@ def reproduce_command(
 
     from distill_eval import reproduce as reproducing
     from distill_eval.cli.progress import ProgressBars
+    from distill_eval.runs import plain
 
     if run is not None:
         from distill_eval.stored import load_stored
@@ -193,7 +194,7 @@ def reproduce_command(
             )
     reproducing.write_reproduction(folder, found, published)
     if as_json:
-        print(json.dumps({"folder": str(folder), **asdict(found)}, indent=2))
+        print(json.dumps(plain({"folder": str(folder), **asdict(found)}), indent=2))
         return
     _print(found, published, folder)
 
@@ -223,10 +224,11 @@ def _show_claims(as_json: bool) -> None:
     from distill_eval.published import claimed_tables, load_claims
     from distill_eval.render.published import claims_table
     from distill_eval.render.tables import print_table
+    from distill_eval.runs import plain
 
     claims = load_claims()
     results = check_claims(claims, claimed_tables(claims))
     if as_json:
-        print(json.dumps([asdict(result) for result in results], indent=2))
+        print(json.dumps(plain(results), indent=2))
         return
     print_table(claims_table(results), Console(width=None if sys.stdout.isatty() else 120))

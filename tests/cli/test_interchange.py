@@ -31,6 +31,9 @@ def test_import_then_export_then_import(command: Callable, tmp_path: Path) -> No
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "again")
     )
     assert after["tasks"] == before["tasks"]
+    printed = json.loads(result.out, parse_constant=pytest.fail)
+    assert printed["tasks"] == after["tasks"]
+    assert printed["explanation"] == json.loads((tmp_path / "again" / "explanation.json").read_text())
 
 
 def test_without_out_the_run_folder_is_the_one_that_help_names(
