@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from distill.cache import RecurrentLayer
 
 PACKED_SDPA = "sdpa_packed"
 
@@ -24,6 +28,11 @@ def packed_sdpa(module, query, key, value, attention_mask, *, document_lengths=N
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED_SDPA, packed_sdpa)
+
+
+def masks_itself(attention: str | None) -> bool:
+    """Whether the attention function of this name takes no mask from transformers: it knows who sees whom."""
+    return attention in ALL_ATTENTION_FUNCTIONS and attention not in ALL_MASK_ATTENTION_FUNCTIONS
 
 
 def document_lengths(cu_seqlens: torch.Tensor) -> list[int]:
@@ -42,6 +51,37 @@ def check_packing(cu_seqlens: torch.Tensor, batch_size: int, num_tokens: int) ->
     ends = cu_seqlens.tolist()
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != num_tokens or sorted(ends) != ends:
         raise ValueError(f"cu_seqlens must rise from 0 to the row's {num_tokens} tokens, got {ends[:6]}")
+
+
+def check_continued(
+    cu_seqlens: torch.Tensor,
+    cache: Cache,
+    position_ids: torch.Tensor | None,
+    num_tokens: int,
+    attention: str | None,
+) -> None:
+    """Raise ValueError unless packed documents can go on from ``cache`` as they are.
+
+    ``attention`` names the attention function, None in a student without attention layers.
+    """
+    if attention is not None and not masks_itself(attention):
+        raise ValueError(
+            f"cu_seqlens: attention '{attention}' would mix the documents in a cache; set one that keeps them apart, "
+            "registered with transformers' AttentionInterface without a mask function"
+        )
+    if position_ids is None or position_ids.shape != (1, num_tokens):
+        raise ValueError(
+            f"cu_seqlens: with a cache, position_ids [1, {num_tokens}] must say where each token lies in its document"
+        )
+    for index, layer in enumerate(cache.layers):
+        if not isinstance(layer, RecurrentLayer):
+            continue
+        for state in layer.states():
+            if state is not None and state.shape[0] != len(cu_seqlens) - 1:
+                raise ValueError(
+                    f"cu_seqlens marks off {len(cu_seqlens) - 1} documents, layer {index} of the cache holds the "
+                    f"states of {state.shape[0]}"
+                )
 
 
 def refuse_other_packing(
