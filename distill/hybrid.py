@@ -21,7 +21,7 @@ from distill.hybrid_config import TEACHERS, HybridConfig
 from distill.mixers import MIXERS, Mixer
 from distill.packing import (
     PACKED_SDPA,
-    check_continued,
+    check_attention,
     check_packing,
     document_lengths,
     masks_itself,
@@ -124,21 +124,18 @@ class HybridModel(HybridPreTrainedModel):
         if self.config.has_mixers:
             refuse_other_packing(attention_mask, None if cu_seqlens is not None else position_ids, kwargs)
         past = 0
-        if past_key_values is not None and (attention_mask is not None or position_ids is None):
-            past = past_key_values.get_seq_length()
         if cu_seqlens is not None:
-            check_packing(cu_seqlens, *hidden_states.shape[:2])
-            if attention_mask is not None:
-                raise ValueError("cu_seqlens: packed documents take no attention_mask")
-            attention = self.config._attn_implementation if self.config.attention_layers else None
-            if past_key_values is not None:
-                check_continued(cu_seqlens, past_key_values, position_ids, num_tokens, attention)
-            elif position_ids is not None:
-                raise ValueError("cu_seqlens: documents without a cache start at 0 and take no position_ids")
-            else:
-                position_ids = packed_positions(cu_seqlens, num_tokens)
-                if attention == "sdpa":
+            check_packing(cu_seqlens, hidden_states, attention_mask, position_ids, past_key_values)
+            if self.config.attention_layers:
+                attention = self.config._attn_implementation
+                if past_key_values is not None:
+                    check_attention(attention)
+                elif attention == "sdpa":
                     kwargs["document_lengths"] = document_lengths(cu_seqlens)
+        elif past_key_values is not None and (attention_mask is not None or position_ids is None):
+            past = past_key_values.get_seq_length()
+        if position_ids is None and cu_seqlens is not None:
+            position_ids = packed_positions(cu_seqlens, num_tokens)
         elif position_ids is None:
             position_ids = (torch.arange(num_tokens, device=hidden_states.device) + past)[None]
         arguments = (hidden_states, attention_mask, position_ids, past_key_values, cu_seqlens)

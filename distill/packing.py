@@ -40,10 +40,17 @@ def document_lengths(cu_seqlens: torch.Tensor) -> list[int]:
     return cu_seqlens.diff().tolist()
 
 
-def check_packing(cu_seqlens: torch.Tensor, batch_size: int, num_tokens: int) -> None:
-    """Raise ValueError unless ``cu_seqlens`` cuts one row of ``num_tokens`` tokens into documents."""
+def check_packing(
+    cu_seqlens: torch.Tensor,
+    row: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    cache: Cache | None,
+) -> None:
+    """Raise ValueError unless ``cu_seqlens`` cuts ``row`` [1, T, ...] into documents that can go on from ``cache``."""
     if not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens must be a tensor of int32 or int64, got {cu_seqlens!r}")
+    batch_size, num_tokens = row.shape[:2]
     if batch_size != 1:
         raise ValueError(
             f"cu_seqlens: packed documents are one row, got a batch of {batch_size}; use input_ids [1, T]"
@@ -51,37 +58,32 @@ def check_packing(cu_seqlens: torch.Tensor, batch_size: int, num_tokens: int) ->
     ends = cu_seqlens.tolist()
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != num_tokens or sorted(ends) != ends:
         raise ValueError(f"cu_seqlens must rise from 0 to the row's {num_tokens} tokens, got {ends[:6]}")
-
-
-def check_continued(
-    cu_seqlens: torch.Tensor,
-    cache: Cache,
-    position_ids: torch.Tensor | None,
-    num_tokens: int,
-    attention: str | None,
-) -> None:
-    """Raise ValueError unless packed documents can go on from ``cache`` as they are.
-
-    ``attention`` names the attention function, None in a student without attention layers.
-    """
-    if attention is not None and not masks_itself(attention):
-        raise ValueError(
-            f"cu_seqlens: attention '{attention}' would mix the documents in a cache; set one that keeps them apart, "
-            "registered with transformers' AttentionInterface without a mask function"
-        )
+    if attention_mask is not None:
+        raise ValueError("cu_seqlens: packed documents take no attention_mask")
+    if cache is None:
+        if position_ids is not None:
+            raise ValueError("cu_seqlens: documents without a cache start at 0 and take no position_ids")
+        return
     if position_ids is None or position_ids.shape != (1, num_tokens):
         raise ValueError(
             f"cu_seqlens: with a cache, position_ids [1, {num_tokens}] must say where each token lies in its document"
         )
     for index, layer in enumerate(cache.layers):
-        if not isinstance(layer, RecurrentLayer):
-            continue
-        for state in layer.states():
-            if state is not None and state.shape[0] != len(cu_seqlens) - 1:
+        for state in layer.states() if isinstance(layer, RecurrentLayer) else ():
+            if state is not None and state.shape[0] != len(ends) - 1:
                 raise ValueError(
-                    f"cu_seqlens marks off {len(cu_seqlens) - 1} documents, layer {index} of the cache holds the "
-                    f"states of {state.shape[0]}"
+                    f"cu_seqlens marks off {len(ends) - 1} documents, layer {index} of the cache holds the states "
+                    f"of {state.shape[0]}"
                 )
+
+
+def check_attention(attention: str | None) -> None:
+    """Raise ValueError unless the attention function of this name keeps packed documents in a cache apart."""
+    if not masks_itself(attention):
+        raise ValueError(
+            f"cu_seqlens: attention '{attention}' would mix the documents in a cache; set one that keeps them apart, "
+            "registered with transformers' AttentionInterface without a mask function"
+        )
 
 
 def refuse_other_packing(
