@@ -13,7 +13,14 @@ from distill_eval.cli.options import (
     RISK,
     WHAT,
     WHERE,
+    ApiKeyEnv,
+    BaseUrl,
+    RequestRetries,
+    RequestsPerMinute,
+    RequestTimeout,
+    ServedModel,
     parse_arms,
+    parse_endpoint,
     parse_max_new_tokens,
     parse_sampling,
     parse_seeds,
@@ -109,7 +116,10 @@ def compare_command(
         str | None, typer.Option(help="System prompt for every checkpoint.", rich_help_panel=HOW)
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)
+        str,
+        typer.Option(
+            help="What runs the models: transformers, openai (a server) or fake.", rich_help_panel=WHERE
+        ),
     ] = "transformers",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)] = "auto",
     dtype: Annotated[
@@ -124,8 +134,16 @@ def compare_command(
     ] = "sdpa",
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Most sequences at once. Default: by token budget.", rich_help_panel=WHERE),
+        typer.Option(
+            help="Most sequences at once. Default: by token budget; 16 to a server.", rich_help_panel=WHERE
+        ),
     ] = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
+    requests_per_minute: RequestsPerMinute = None,
+    request_timeout: RequestTimeout = None,
+    request_retries: RequestRetries = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -231,6 +249,9 @@ def compare_command(
         dtype=dtype,
         attention=attention,
         batch_size=batch_size,
+        endpoint=parse_endpoint(
+            base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
+        ),
         allow_unsandboxed_code=allow_unsandboxed_code,
         data_dir=data_dir,
         cache_dir=cache_dir,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_eval.cli.options import ApiKeyEnv, BaseUrl, ServedModel, parse_endpoint
 from distill_eval.errors import OptionError, OutputError, UserError
 from distill_eval.schema.sequential import FIXED_ITEMS, POPULATION
 
@@ -114,6 +115,9 @@ def gate_command(
             "--trust-remote-code", help="The candidate may run code of its own.", rich_help_panel=WHERE
         ),
     ] = False,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as JSON.", rich_help_panel=OUTPUT)
     ] = False,
@@ -168,6 +172,7 @@ def gate_command(
             data_dir=data_dir,
             cache_dir=cache_dir,
             trusted=(candidate,) if trust_remote_code else (),
+            endpoint=parse_endpoint(base_url, served_model, api_key_env) if base_url else None,
         )
         if sequential and not names_run(baseline):
             names = _names(tasks) if suite or tasks else asked.tasks

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distill_eval.cli.options import ApiKeyEnv, BaseUrl, ServedModel, parse_endpoint
 from distill_eval.errors import OptionError
 from distill_eval.schema.run import RunOptions
 
@@ -39,6 +40,9 @@ def probe_command(
         ),
     ] = "auto",
     attention: Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, ...")] = "sdpa",
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
     cache_dir: Annotated[
         Path | None,
         typer.Option(
@@ -87,9 +91,15 @@ def probe_command(
     if not checkpoints:
         raise OptionError("probe needs a checkpoint: distill-eval probe ./student")
     options = RunOptions(
-        backend=backend, device=device, dtype=dtype, attention=attention, cache_dir=cache_dir
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        endpoint=parse_endpoint(base_url, served_model, api_key_env),
+        cache_dir=cache_dir,
     )
 
+    from distill_eval.backends.openai.endpoint import check_endpoints
     from distill_eval.cli.progress import ProgressBars
     from distill_eval.compare import resolve_all
     from distill_eval.content import default_cache_dir
@@ -97,6 +107,7 @@ def probe_command(
 
     folder = cache_dir or default_cache_dir()
     found = resolve_all(checkpoints, folder, tuple(trust_remote_code or ()))
+    check_endpoints(options, found)
     store = ResponseStore(folder / "responses.sqlite")
     results = []
     try:

@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill_eval.cli.options import HOW, RISK, WHAT, WHERE, parse_sampling, parse_seeds, split_names
+from distill_eval.cli.options import (
+    HOW,
+    RISK,
+    WHAT,
+    WHERE,
+    ApiKeyEnv,
+    BaseUrl,
+    RequestRetries,
+    RequestsPerMinute,
+    RequestTimeout,
+    ServedModel,
+    parse_endpoint,
+    parse_sampling,
+    parse_seeds,
+    split_names,
+)
 from distill_eval.errors import OptionError
 from distill_eval.schema.run import RunOptions
 
@@ -110,6 +125,12 @@ def reproduce_command(
         int | None,
         typer.Option(help="Most sequences at once. Default: by token budget.", min=1, rich_help_panel=WHERE),
     ] = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
+    requests_per_minute: RequestsPerMinute = None,
+    request_timeout: RequestTimeout = None,
+    request_retries: RequestRetries = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -195,6 +216,9 @@ def reproduce_command(
             device=device,
             dtype=dtype,
             batch_size=batch_size,
+            endpoint=parse_endpoint(
+                base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
+            ),
             allow_unsandboxed_code=allow_unsandboxed_code,
             data_dir=data_dir,
             cache_dir=cache_dir,
