@@ -102,7 +102,8 @@ class OpenAIBackend:
         if not batch:
             return []
         served = self._connect()
-        self._check_length(max(len(r.context) + len(r.continuation) for r in batch), 0, served.max_length)
+        # A server generates at least one token.
+        self._check_length(max(len(r.context) + len(r.continuation) for r in batch), 1, served.max_length)
         if self._score_dialect is None:
             self._score_dialect = self._find_score_dialect(served.identity.served)
         dialect = self._score_dialect
@@ -217,11 +218,12 @@ class OpenAIBackend:
 
     def _check_length(self, num_given: int, num_new: int, served: int | None) -> None:
         """Raise BackendError where a text does not fit the model's positions or the server's context."""
-        known = [length for length in (self.checkpoint.max_positions, served) if length is not None]
-        if known and num_given + num_new > min(known):
+        most, owner = served, f"{self.endpoint.url} has room for; start it with a longer context (--max-model-len)"
+        if most is None:
+            most, owner = self.checkpoint.max_positions, "the checkpoint has positions for"
+        if most is not None and num_given + num_new > most:
             raise BackendError(
-                f"{self._where}: a text of {num_given + num_new} tokens ({num_given} given, {num_new} new) exceeds "
-                f"the {min(known)} that {self.endpoint.url} has room for"
+                f"{self._where}: a text of {num_given} tokens and {num_new} new ones exceeds the {most} that {owner}"
             )
 
     def _unexpected(self, error: BackendError) -> BackendError:

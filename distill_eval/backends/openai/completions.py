@@ -27,11 +27,9 @@ class Dialect:
 
 GENERATION_DIALECTS = (Dialect(True, True), Dialect(True, False), Dialect(False, True), Dialect(False, False))
 
-# How the log-probabilities of a prompt's tokens can be had: vLLM's own way (the first fits a prompt that fills
-# the context), then the way of the first completions API.
+# How the log-probabilities of a prompt's tokens can be had: vLLM's own way, then that of the first completions API.
 PROMPT_LOGPROBS = "prompt_logprobs"
 SCORE_DIALECTS: tuple[Answer, ...] = (
-    {PROMPT_LOGPROBS: 1, "echo": True, "max_tokens": 0, "return_token_ids": True},
     {PROMPT_LOGPROBS: 1, "max_tokens": 1},
     {"logprobs": 1, "echo": True, "max_tokens": 0},
     {"logprobs": 1, "echo": True, "max_tokens": 1},
@@ -189,6 +187,8 @@ def to_response(
     cuts = [text.index(stop) for stop in request.stop if stop in text]
     if cuts:
         text, reason = text[: min(cuts)], "stop_string"
+    elif reason == "stop_string":  # seen in the server's own rendering of the tokens, which may differ at the start
+        text = generated.text
     if generated.tokens is None and reason == "stop" and end_token is not None:
         tokens = (*tokens, end_token)
     # How near another token was is not told; 0 says of every token that it may have been a near-tie.

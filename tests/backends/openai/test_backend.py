@@ -120,10 +120,10 @@ def test_a_text_longer_than_there_is_room_for(make_backend: Callable, server: St
     server.max_model_len = None if limits == "checkpoint" else 100
     room = 512 if limits == "checkpoint" else 100
     backend = make_backend()
-    with pytest.raises(BackendError, match=f"{room + 1} tokens .3 given, {room - 2} new. exceeds the {room}"):
+    with pytest.raises(BackendError, match=f"3 tokens and {room - 2} new ones exceeds the {room} that"):
         one(backend, GenerateRequest((5, 6, 7), room - 2, GREEDY))
-    with pytest.raises(BackendError, match=f"a text of {room + 1} tokens"):
-        backend.score([ScoreRequest((5,) * room, (6,))])
+    with pytest.raises(BackendError, match=f"a text of {room} tokens and 1 new ones exceeds the {room}"):
+        backend.score([ScoreRequest((5,) * (room - 1), (6,))])
     assert not completions(server)
 
 
