@@ -1,14 +1,12 @@
-"""Flags that several commands share: their help panels and what their text means."""
+"""Options that several commands share: how they are declared, and what their text means."""
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from distill_eval.errors import OptionError, did_you_mean
-from distill_eval.schema.endpoint import EndpointOptions
 from distill_eval.schema.records import ARMS
 from distill_eval.schema.requests import GREEDY, Sampling
 from distill_eval.schema.run import RunOptions
@@ -18,80 +16,81 @@ if TYPE_CHECKING:
 
 NO_ARMS = "none"
 WHAT, HOW, WHERE, RISK = "What to run", "How to prompt and sample", "Where and with what", "Permissions"
-SERVED = "Checkpoints on a server (--backend openai)"
 
-BaseUrl = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Where a checkpoint is served, as http://127.0.0.1:8000/v1: a server with OpenAI's completions route, "
-        "such as `vllm serve CHECKPOINT`. Once for all checkpoints, or LABEL=URL for each. The checkpoint itself "
-        "is still named: its tokenizer makes the prompts. No keys in it: they come from the environment.",
-        metavar="[LABEL=]URL",
-        rich_help_panel=SERVED,
+
+def _at_least_1(param: typer.CallbackParam, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise OptionError(f"{param.opts[0]} must be at least 1, got {value}")
+    return value
+
+
+def limit_option(text: str, panel: str) -> Any:
+    """Declare ``--limit``, refused below 1."""
+    return typer.Option(help=text, callback=_at_least_1, rich_help_panel=panel)
+
+
+def data_dir_option(rest: str, panel: str = WHERE) -> Any:
+    """Declare ``--data-dir``; ``rest`` ends its help."""
+    return typer.Option(
+        envvar="DISTILL_EVAL_DATA",
+        help=f"Local mirror of the benchmark data{rest}",
+        rich_help_panel=panel,
         show_default=False,
-    ),
-]
-ServedModel = Annotated[
-    list[str] | None,
+    )
+
+
+def tasks_dir_option(panel: str = WHERE) -> Any:
+    """Declare ``--tasks-dir``."""
+    return typer.Option(help="Folder with more task files (repeatable).", rich_help_panel=panel)
+
+
+def cache_dir_option(text: str, panel: str = WHERE) -> Any:
+    """Declare ``--cache-dir``."""
+    return typer.Option(envvar="DISTILL_EVAL_CACHE", help=text, rich_help_panel=panel, show_default=False)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; no table, no bars.")]
+
+Backend = Annotated[
+    str,
     typer.Option(
-        help="The checkpoint's name on its server. Default: the one that is called like it.",
-        metavar="[LABEL=]NAME",
-        rich_help_panel=SERVED,
-        show_default=False,
+        help="What runs the models: transformers, openai (a server) or fake.", rich_help_panel=WHERE
     ),
 ]
-ApiKeyEnv = Annotated[
-    str | None,
-    typer.Option(
-        help="Environment variable with the key. Default: OPENAI_API_KEY, sent over https or to this machine only.",
-        metavar="NAME",
-        rich_help_panel=SERVED,
-        show_default=False,
-    ),
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)]
+DTYPES = "auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16."
+Dtype = Annotated[str, typer.Option(help=DTYPES, rich_help_panel=WHERE)]
+Attention = Annotated[
+    str, typer.Option(help="Attention implementation: sdpa, eager, ...", rich_help_panel=WHERE)
 ]
-RequestsPerMinute = Annotated[
-    float | None,
-    typer.Option(help="Most requests a minute to one server.", rich_help_panel=SERVED, show_default=False),
-]
-RequestTimeout = Annotated[
-    float | None,
-    typer.Option(
-        help="Seconds to wait for one answer. Default: 600.", rich_help_panel=SERVED, show_default=False
-    ),
-]
-RequestRetries = Annotated[
+BatchSize = Annotated[
     int | None,
     typer.Option(
-        help="Further tries, with growing pauses, when a server is busy or away. Default: 6.",
-        rich_help_panel=SERVED,
-        show_default=False,
+        help="Most sequences at once. Default: by token budget; 16 to a server.",
+        callback=_at_least_1,
+        rich_help_panel=WHERE,
     ),
 ]
+DataDir = Annotated[Path | None, data_dir_option("; nothing is fetched then.")]
+TasksDir = Annotated[list[Path] | None, tasks_dir_option()]
+CacheDir = Annotated[
+    Path | None,
+    cache_dir_option("Response cache and converted checkpoints. Default: ~/.cache/distill-eval."),
+]
+AllowUnsandboxedCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unsandboxed-code",
+        help="Run model-written code (HumanEval) even where no sandbox can be had.",
+        rich_help_panel=RISK,
+    ),
+]
+LimitSeed = Annotated[int, typer.Option(help="Seed of that draw.", rich_help_panel=WHAT)]
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
     """Return the names in ``a,b``."""
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
-def parse_endpoint(
-    base_url: Sequence[str] | None,
-    served_model: Sequence[str] | None,
-    api_key_env: str | None,
-    requests_per_minute: float | None = None,
-    request_timeout: float | None = None,
-    request_retries: int | None = None,
-) -> EndpointOptions:
-    """Return the flags of checkpoints on a server as one value; what they mean is checked with the checkpoints."""
-    default = EndpointOptions()
-    return EndpointOptions(
-        base_urls=tuple(base_url or ()),
-        served_models=tuple(served_model or ()),
-        api_key_env=api_key_env,
-        requests_per_minute=requests_per_minute,
-        timeout_s=default.timeout_s if request_timeout is None else request_timeout,
-        max_retries=default.max_retries if request_retries is None else request_retries,
-    )
 
 
 def parse_arms(text: str | None) -> tuple[str, ...]:

@@ -56,8 +56,9 @@ def test_two_checkpoints_on_two_servers(
     finished = compare("--json")
     assert finished.code == 0, finished.err
     results = json.loads(finished.out)
-    shown = {(e["checkpoint"], e["protocol"]): e["score"] for e in results["estimates"] if e["task"] == "tiny"}
-    assert shown["teacher", "generative"] == shown["student", "generative"] == pytest.approx(100 / 3)
+    (task,) = results["tasks"]
+    shown = {(cell["checkpoint"], cell["protocol"]): cell["estimate"]["value"] for cell in task["cells"]}
+    assert shown["teacher", "generative"] == shown["student", "generative"] == pytest.approx(1 / 3)
     provenance = json.loads((world["out"] / "provenance.json").read_text())
     runs = {run["checkpoint"]: run["numerics"] for run in provenance["runs"]}
     assert {label: numerics["endpoint"] for label, numerics in runs.items()} == {
@@ -74,14 +75,14 @@ def test_two_checkpoints_on_two_servers(
     again = compare("--json")
     assert again.code == 0, again.err
     assert {name: len(server.requests) for name, server in servers.items()} == asked
-    assert json.loads(again.out)["estimates"] == results["estimates"]
+    assert json.loads(again.out)["tasks"] == results["tasks"]
     for server in servers.values():
         assert server.server is not None
         server.server.shutdown()
         server.server.server_close()
     off = compare("--json")
     assert off.code == 0, off.err
-    assert json.loads(off.out)["estimates"] == results["estimates"]
+    assert json.loads(off.out)["tasks"] == results["tasks"]
 
 
 def test_a_server_that_fails_is_one_line_without_the_key(
