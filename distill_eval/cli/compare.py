@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_eval.cli.endpoints import (
+    ApiKeyEnv,
+    BaseUrl,
+    RequestRetries,
+    RequestsPerMinute,
+    RequestTimeout,
+    ServedModel,
+    parse_endpoint,
+)
 from distill_eval.cli.options import (
     HOW,
     RISK,
@@ -122,6 +131,12 @@ def compare_command(
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
     batch_size: BatchSize = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
+    requests_per_minute: RequestsPerMinute = None,
+    request_timeout: RequestTimeout = None,
+    request_retries: RequestRetries = None,
     data_dir: DataDir = None,
     tasks_dir: TasksDir = None,
     cache_dir: CacheDir = None,
@@ -196,6 +211,9 @@ def compare_command(
         dtype=dtype,
         attention=attention,
         batch_size=batch_size,
+        endpoint=parse_endpoint(
+            base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
+        ),
         allow_unsandboxed_code=allow_unsandboxed_code,
         data_dir=data_dir,
         cache_dir=cache_dir,

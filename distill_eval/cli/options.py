@@ -51,7 +51,12 @@ def cache_dir_option(text: str, panel: str = WHERE) -> Any:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; no table, no bars.")]
 
-Backend = Annotated[str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="What runs the models: transformers, openai (a server) or fake.", rich_help_panel=WHERE
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)]
 DTYPES = "auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16."
 Dtype = Annotated[str, typer.Option(help=DTYPES, rich_help_panel=WHERE)]
@@ -61,7 +66,9 @@ Attention = Annotated[
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        help="Most sequences at once. Default: by token budget.", callback=_at_least_1, rich_help_panel=WHERE
+        help="Most sequences at once. Default: by token budget; 16 to a server.",
+        callback=_at_least_1,
+        rich_help_panel=WHERE,
     ),
 ]
 DataDir = Annotated[Path | None, data_dir_option("; nothing is fetched then.")]

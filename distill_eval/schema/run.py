@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill_eval.schema.endpoint import EndpointOptions
 from distill_eval.schema.records import LETTERS
 from distill_eval.schema.requests import Sampling
 
@@ -30,6 +31,7 @@ class RunOptions:
     dtype: str = "auto"
     attention: str = "sdpa"
     batch_size: int | None = None
+    endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     allow_unsandboxed_code: bool = False
     data_dir: Path | None = None
     cache_dir: Path | None = None
