@@ -14,6 +14,7 @@ from distill_eval.cli.options import (
     WHAT,
     WHERE,
     parse_arms,
+    parse_backend_options,
     parse_max_new_tokens,
     parse_sampling,
     parse_seeds,
@@ -126,6 +127,15 @@ def compare_command(
         int | None,
         typer.Option(help="Most sequences at once. Default: by token budget.", rich_help_panel=WHERE),
     ] = None,
+    backend_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Handed through to the backend's engine, as in tensor_parallel_size=2. May be repeated.",
+            metavar="KEY=VALUE",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -231,6 +241,7 @@ def compare_command(
         dtype=dtype,
         attention=attention,
         batch_size=batch_size,
+        backend_options=parse_backend_options(backend, backend_option),
         allow_unsandboxed_code=allow_unsandboxed_code,
         data_dir=data_dir,
         cache_dir=cache_dir,

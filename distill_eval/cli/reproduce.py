@@ -110,6 +110,15 @@ def reproduce_command(
         int | None,
         typer.Option(help="Most sequences at once. Default: by token budget.", min=1, rich_help_panel=WHERE),
     ] = None,
+    backend_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Handed through to the backend's engine, as in tensor_parallel_size=2. May be repeated.",
+            metavar="KEY=VALUE",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -195,6 +204,7 @@ def reproduce_command(
             device=device,
             dtype=dtype,
             batch_size=batch_size,
+            backend_options=parse_backend_options(backend, backend_option),
             allow_unsandboxed_code=allow_unsandboxed_code,
             data_dir=data_dir,
             cache_dir=cache_dir,
