@@ -1,9 +1,11 @@
-"""Flags that several commands share: their help panels and what their text means."""
+"""Options that several commands share: how they are declared, and what their text means."""
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from distill_eval.errors import OptionError, did_you_mean
 from distill_eval.schema.records import ARMS
@@ -16,6 +18,78 @@ if TYPE_CHECKING:
 NO_ARMS = "none"
 WITH_OPTIONS = ("vllm",)  # backends that hand --backend-option through
 WHAT, HOW, WHERE, RISK = "What to run", "How to prompt and sample", "Where and with what", "Permissions"
+
+
+def _at_least_1(param: typer.CallbackParam, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise OptionError(f"{param.opts[0]} must be at least 1, got {value}")
+    return value
+
+
+def limit_option(text: str, panel: str) -> Any:
+    """Declare ``--limit``, refused below 1."""
+    return typer.Option(help=text, callback=_at_least_1, rich_help_panel=panel)
+
+
+def data_dir_option(rest: str, panel: str = WHERE) -> Any:
+    """Declare ``--data-dir``; ``rest`` ends its help."""
+    return typer.Option(
+        envvar="DISTILL_EVAL_DATA",
+        help=f"Local mirror of the benchmark data{rest}",
+        rich_help_panel=panel,
+        show_default=False,
+    )
+
+
+def tasks_dir_option(panel: str = WHERE) -> Any:
+    """Declare ``--tasks-dir``."""
+    return typer.Option(help="Folder with more task files (repeatable).", rich_help_panel=panel)
+
+
+def cache_dir_option(text: str, panel: str = WHERE) -> Any:
+    """Declare ``--cache-dir``."""
+    return typer.Option(envvar="DISTILL_EVAL_CACHE", help=text, rich_help_panel=panel, show_default=False)
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; no table, no bars.")]
+
+Backend = Annotated[str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)]
+DTYPES = "auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16."
+Dtype = Annotated[str, typer.Option(help=DTYPES, rich_help_panel=WHERE)]
+Attention = Annotated[
+    str, typer.Option(help="Attention implementation: sdpa, eager, ...", rich_help_panel=WHERE)
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Most sequences at once. Default: by token budget.", callback=_at_least_1, rich_help_panel=WHERE
+    ),
+]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Handed through to the backend's engine, as in tensor_parallel_size=2. May be repeated.",
+        metavar="KEY=VALUE",
+        rich_help_panel=WHERE,
+        show_default=False,
+    ),
+]
+DataDir = Annotated[Path | None, data_dir_option("; nothing is fetched then.")]
+TasksDir = Annotated[list[Path] | None, tasks_dir_option()]
+CacheDir = Annotated[
+    Path | None,
+    cache_dir_option("Response cache and converted checkpoints. Default: ~/.cache/distill-eval."),
+]
+AllowUnsandboxedCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unsandboxed-code",
+        help="Run model-written code (HumanEval) even where no sandbox can be had.",
+        rich_help_panel=RISK,
+    ),
+]
+LimitSeed = Annotated[int, typer.Option(help="Seed of that draw.", rich_help_panel=WHAT)]
 
 
 def split_names(text: str | None) -> tuple[str, ...]:

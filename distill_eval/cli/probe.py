@@ -3,12 +3,21 @@
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distill_eval.cli.options import (
+    DTYPES,
+    RISK,
+    WHERE,
+    AsJson,
+    Attention,
+    Backend,
+    Device,
+    cache_dir_option,
+)
 from distill_eval.errors import OptionError
 from distill_eval.schema.run import RunOptions
 
@@ -29,31 +38,26 @@ def probe_command(
             show_default=False,
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="What runs the models.")] = "transformers",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Backend = "transformers",
+    device: Device = "auto",
     dtype: Annotated[
         str,
         typer.Option(
-            help="auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16. "
-            "float32 finds the most: there rounding hides nothing."
+            help=f"{DTYPES} float32 finds the most: there rounding hides nothing.", rich_help_panel=WHERE
         ),
     ] = "auto",
-    attention: Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, ...")] = "sdpa",
+    attention: Attention = "sdpa",
     cache_dir: Annotated[
         Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_CACHE",
-            help="Where `compare` finds these results again. Default: ~/.cache/distill-eval.",
-            show_default=False,
-        ),
+        cache_dir_option("Where `compare` finds these results again. Default: ~/.cache/distill-eval."),
     ] = None,
     trust_remote_code: Annotated[
         list[str] | None,
-        typer.Option(help="Label of a checkpoint that may run code of its own.", metavar="LABEL"),
+        typer.Option(
+            help="Label of a checkpoint that may run code of its own.", metavar="LABEL", rich_help_panel=RISK
+        ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Check that a model's code computes the same model on every path.
 
@@ -93,6 +97,7 @@ def probe_command(
     from distill_eval.cli.progress import ProgressBars
     from distill_eval.compare import resolve_all
     from distill_eval.content import default_cache_dir
+    from distill_eval.runs import plain
     from distill_eval.store import ResponseStore
 
     folder = cache_dir or default_cache_dir()
@@ -109,8 +114,7 @@ def probe_command(
     finally:
         store.close()
     if as_json:
-        shown = [{**result, "probes": [asdict(probe) for probe in result["probes"]]} for result in results]
-        print(json.dumps({"checkpoints": shown}, indent=2))
+        print(json.dumps(plain({"checkpoints": results}), indent=2))
     return 0 if all(result["passed"] for result in results) else EXIT_FAILED
 
 

@@ -24,6 +24,21 @@ def test_help_of_every_command(command: Callable, name: str) -> None:
     assert "Usage" in result.out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("compare", "a", "b", "--suite", "demo"), "--limit"),
+        (("compare", "a", "b", "--suite", "demo"), "--batch-size"),
+        (("gate", "--sequential", "--baseline", "a", "--candidate", "b", "--suite", "demo"), "--limit"),
+        (("reproduce", "table1"), "--limit"),
+        (("reproduce", "table1"), "--batch-size"),
+    ],
+)
+def test_counts_start_at_one(command: Callable, arguments: tuple[str, ...], option: str) -> None:
+    result = command(*arguments, option, "0")
+    assert (result.code, result.error_lines) == (2, [f"error: {option} must be at least 1, got 0"])
+
+
 def test_help_imports_nothing_heavy() -> None:
     import subprocess
     import sys

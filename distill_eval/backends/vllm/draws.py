@@ -2,7 +2,8 @@
 
 vLLM calls the processor with the logits of a whole step. For the rows of our generations it picks the token
 as the transformers backend does (same function, same noise), lifts that token above all others, so that
-vLLM's greedy choice takes it, and keeps the margin. Nothing is read back from the device meanwhile.
+vLLM's greedy choice takes it, and keeps the margin. Nothing is read back from the device meanwhile: vLLM
+prepares the next step while this one is computed.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ from vllm.v1.sample.logits_processor import (  # pyright: ignore[reportMissingIm
 )
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates  # pyright: ignore[reportMissingImports]
 
-from distill_eval.backends.transformers.sampling import pick_tokens
-from distill_eval.backends.vllm.draw_keys import KEY, SAMPLING, TAG
+from distill_eval.backends.transformers.sampling import pick_tokens, pick_tokens_static
+from distill_eval.backends.vllm.draw_keys import CAREFUL, KEY, OPEN, SAMPLING, TAG
 from distill_eval.schema.requests import Sampling
 
 _LIVE: "weakref.WeakSet[RequestDraws]" = weakref.WeakSet()
@@ -32,6 +33,7 @@ class _Row:
     slot: int
     key: int
     sampling: Sampling
+    careful: bool
     output: list[int]
 
 
@@ -40,6 +42,7 @@ class _Group:
     """The rows of one sampling; ``rows`` is None where they are the whole batch in order."""
 
     sampling: Sampling
+    careful: bool
     rows: torch.Tensor | None
     keys: torch.Tensor
     slots: torch.Tensor
@@ -79,7 +82,7 @@ class RequestDraws(LogitsProcessor):
             # prompt comes by here too, and its token is thrown away.
             positions = self._to_device([len(output) for output in group.outputs])
             picked = logits if group.rows is None else logits[group.rows]
-            tokens, margins = pick_tokens(picked, group.sampling, group.keys, positions)
+            tokens, margins = _pick(picked, group, positions)
             self._margins.index_put_((group.slots, positions), margins.to(self._margins.dtype))
             rows = torch.arange(len(tokens), device=self._device) if group.rows is None else group.rows
             logits.index_put_((rows, tokens), logits.new_tensor(torch.inf))
@@ -107,7 +110,7 @@ class RequestDraws(LogitsProcessor):
         if slot is None:
             slot = self._slots[given[TAG]] = self._new_slot(params.max_tokens)
         temperature, top_p, top_k = given[SAMPLING]
-        return _Row(slot, given[KEY], Sampling(temperature, top_p, top_k, seed=0), output)
+        return _Row(slot, given[KEY], Sampling(temperature, top_p, top_k, seed=0), given[CAREFUL], output)
 
     def _new_slot(self, num_positions: int) -> int:
         slots, width = self._margins.shape
@@ -123,24 +126,33 @@ class RequestDraws(LogitsProcessor):
         return self._free.pop()
 
     def _group(self, num_rows: int) -> list[_Group]:
-        grouped: dict[Sampling, list[int]] = {}
+        grouped: dict[tuple[Sampling, bool], list[int]] = {}
         for index, row in sorted(self._rows.items()):
             if index < num_rows:
-                grouped.setdefault(row.sampling, []).append(index)
+                grouped.setdefault((row.sampling, row.careful), []).append(index)
         return [
             _Group(
-                sampling,
+                *kind,
                 None if indices == list(range(num_rows)) else self._to_device(indices),
                 self._to_device([self._rows[index].key for index in indices]),
                 self._to_device([self._rows[index].slot for index in indices]),
                 [self._rows[index].output for index in indices],
             )
-            for sampling, indices in grouped.items()
+            for kind, indices in grouped.items()
         ]
 
     def _to_device(self, values: list[int]) -> torch.Tensor:
         tensor = torch.tensor(values, dtype=torch.int64, pin_memory=self._pin)
         return tensor.to(self._device, non_blocking=True)
+
+
+def _pick(
+    logits: torch.Tensor, group: _Group, positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if group.careful:
+        return pick_tokens(logits, group.sampling, group.keys, positions)
+    tokens, margins, unsure = pick_tokens_static(logits, group.sampling, group.keys, positions)
+    return tokens, torch.where(unsure, OPEN, margins)
 
 
 @contextlib.contextmanager
