@@ -86,9 +86,10 @@ class VllmBackend:
         reuse = bool(self._options.get("enable_prefix_caching"))
         asked = scoring.build_prompts(batch)
         while asked:
-            arguments = [scoring.sampling_arguments(prompt, reuse_prefix=reuse) for prompt in asked]
             unsettled = []
-            with self._running(), engine.Requests(llm, [prompt.tokens for prompt in asked], arguments) as run:
+            with self._running(), engine.Requests(llm) as run:
+                for index, prompt in enumerate(asked):
+                    run.add(index, prompt.tokens, scoring.sampling_arguments(prompt, reuse_prefix=reuse))
                 for index, output in itertools.chain.from_iterable(run.steps()):
                     found = scoring.read_responses(asked[index], batch, output)
                     if found is None:
@@ -107,10 +108,19 @@ class VllmBackend:
             return
         llm = self._load()
         self._check_vocabulary(max(max(request.prompt) for request in requests))
-        tags = [f"{id(self)}-{next(_TAGS)}" for _ in requests]
-        arguments = [self._draw_arguments(request, tag) for request, tag in zip(requests, tags, strict=True)]
         tokens: list[list[int]] = [[] for _ in requests]
-        with self._running(), engine.Requests(llm, [r.prompt for r in requests], arguments) as run:
+        tags: dict[int, str] = {}
+
+        def add(index: int, careful: bool) -> None:
+            tokens[index], tags[index] = [], f"{id(self)}-{next(_TAGS)}"
+            run.add(
+                index, requests[index].prompt, self._draw_arguments(requests[index], tags[index], careful)
+            )
+
+        with self._running(), engine.Requests(llm) as run:
+            for index, request in enumerate(requests):
+                # Top-p alone often needs more candidates than are looked at first.
+                add(index, careful=request.sampling.top_k == 0 and request.sampling.top_p < 1.0)
             for outputs in run.steps():
                 finished: dict[int, str] = {}
                 for index, output in outputs:
@@ -122,15 +132,18 @@ class VllmBackend:
                         finished[index] = "stop_string"
                     elif output.finished:
                         finished[index] = output.outputs[0].finish_reason
-                if finished:
-                    run.end(finished.keys())
-                    margins = self._take_margins(llm, [(tags[i], len(tokens[i])) for i in finished])
+                if not finished:
+                    continue
+                run.end(finished.keys())
+                found = self._take_margins(llm, [(tags[index], len(tokens[index])) for index in finished])
                 for index, reason in finished.items():
+                    margins = found[tags[index]]
+                    if draw_keys.OPEN in margins:
+                        add(index, careful=True)
+                        continue
                     yield (
                         index,
-                        finishing.respond(
-                            tokens[index], reason, requests[index], margins[tags[index]], self._decode
-                        ),
+                        finishing.respond(tokens[index], reason, requests[index], margins, self._decode),
                     )
                     tokens[index] = []
 
@@ -146,7 +159,7 @@ class VllmBackend:
             )
         return self._llm
 
-    def _draw_arguments(self, request: GenerateRequest, tag: str) -> dict[str, Any]:
+    def _draw_arguments(self, request: GenerateRequest, tag: str, careful: bool) -> dict[str, Any]:
         """Arguments of vLLM's SamplingParams: greedy, for the token is chosen by ``draws.RequestDraws``."""
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
@@ -161,6 +174,7 @@ class VllmBackend:
             "extra_args": {
                 draw_keys.TAG: tag,
                 draw_keys.KEY: request_noise_key(request.digest()),
+                draw_keys.CAREFUL: careful,
                 draw_keys.SAMPLING: (sampling.temperature, sampling.top_p, sampling.top_k),
             },
         }

@@ -146,9 +146,7 @@ class RequestDraws(LogitsProcessor):
         return tensor.to(self._device, non_blocking=True)
 
 
-def _pick(
-    logits: torch.Tensor, group: _Group, positions: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _pick(logits: torch.Tensor, group: _Group, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if group.careful:
         return pick_tokens(logits, group.sampling, group.keys, positions)
     tokens, margins, unsure = pick_tokens_static(logits, group.sampling, group.keys, positions)

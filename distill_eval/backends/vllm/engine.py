@@ -52,7 +52,10 @@ _NAMES = itertools.count()
 @contextlib.contextmanager
 def import_vllm() -> Iterator[None]:
     """Import (and load) vLLM under its settings, its chatter kept from stdout; all is put back afterwards."""
-    wanted = {**{key: os.environ.get(key, value) for key, value in DEFAULT_ENVIRONMENT.items()}, **ENVIRONMENT}
+    wanted = {
+        **{key: os.environ.get(key, value) for key, value in DEFAULT_ENVIRONMENT.items()},
+        **ENVIRONMENT,
+    }
     before = {key: os.environ.get(key) for key in wanted}
     set_num_threads = torch.set_num_threads  # its CPU worker takes that away from everybody
     os.environ.update(wanted)
@@ -69,7 +72,9 @@ def import_vllm() -> Iterator[None]:
                 os.environ[key] = value
 
 
-def start_engine(checkpoint: Checkpoint, *, dtype: str, batch_size: int | None, options: dict[str, Any]) -> Any:
+def start_engine(
+    checkpoint: Checkpoint, *, dtype: str, batch_size: int | None, options: dict[str, Any]
+) -> Any:
     """Return a loaded ``vllm.LLM`` for ``checkpoint``. Raises BackendError where it cannot be had."""
     where = f"checkpoint '{checkpoint.label}' ({checkpoint.folder})"
     register_architecture(checkpoint.model_type)
@@ -130,32 +135,27 @@ def stop_engine(llm: Any) -> None:
 
 
 class Requests:
-    """Prompts (token ids) handed to the engine, each with its SamplingParams arguments, until all have ended.
+    """Prompts in the engine until they have ended; leaving the block takes out those that have not."""
 
-    Leaving the block takes what has not ended out of the engine.
-    """
-
-    def __init__(
-        self, llm: Any, prompts: Sequence[Sequence[int]], arguments: Sequence[dict[str, Any]]
-    ) -> None:
+    def __init__(self, llm: Any) -> None:
         self._engine = llm.llm_engine
         self._pending: dict[str, int] = {}
-        self._prompts = prompts
-        self._arguments = arguments
 
     def __enter__(self) -> "Requests":
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
-
-        for index, (prompt, arguments) in enumerate(zip(self._prompts, self._arguments, strict=True)):
-            name = f"distill-eval-{next(_NAMES)}"
-            self._pending[name] = index
-            params = SamplingParams(**arguments, skip_clone=True)
-            self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._pending:
             self._engine.abort_request(list(self._pending))
+
+    def add(self, index: int, prompt: Sequence[int], arguments: dict[str, Any]) -> None:
+        """Hand ``prompt`` (token ids) to the engine under ``index``, with these SamplingParams arguments."""
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+
+        name = f"distill-eval-{next(_NAMES)}"
+        params = SamplingParams(**arguments, skip_clone=True)
+        self._engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
+        self._pending[name] = index
 
     def steps(self) -> Iterator[list[tuple[int, Any]]]:
         """Run the engine step by step; yield (index, vLLM's output) of the requests that have news."""
@@ -192,7 +192,9 @@ def explain(error: BaseException) -> str:
     else:
         text = first_line(error)
     if "KV cache" in text or "max seq len" in text or "max_model_len" in text:
-        text += "; give --backend-option max_model_len=N (shorter) or gpu_memory_utilization=0.95 (more memory)"
+        text += (
+            "; give --backend-option max_model_len=N (shorter) or gpu_memory_utilization=0.95 (more memory)"
+        )
     return text
 
 

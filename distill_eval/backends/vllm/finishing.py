@@ -34,9 +34,7 @@ def respond(
     return GenerateResponse(tuple(tokens), text, reason, tuple(margins))
 
 
-def _holds_stop(
-    tokens: Sequence[int], end: int, new: int, request: GenerateRequest, decode: Decode
-) -> bool:
+def _holds_stop(tokens: Sequence[int], end: int, new: int, request: GenerateRequest, decode: Decode) -> bool:
     """Whether a stop string shows in the last ``new`` of the first ``end`` tokens and what may begin it."""
     # A token may be a single byte of a character (four at most) or a special token (no text).
     window = 4 * max(map(len, request.stop)) + 8 + new - 1

@@ -38,7 +38,9 @@ def plan_batches(requests: Sequence[ScoreRequest], max_prompts: int) -> list[lis
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, request in enumerate(requests):
         groups.setdefault(row_tokens(request), []).append(index)
-    rows = [sorted(groups[tokens], key=lambda index: requests[index].continuation) for tokens in sorted(groups)]
+    rows = [
+        sorted(groups[tokens], key=lambda index: requests[index].continuation) for tokens in sorted(groups)
+    ]
     return [
         [index for row in rows[start : start + max_prompts] for index in row]
         for start in range(0, len(rows), max_prompts)
@@ -89,7 +91,9 @@ def read_responses(
     if prompt.first is not None and (output.num_cached_tokens or 0) >= prompt.first:
         return None
     inner = {}
-    for position in range(prompt.first if prompt.first is not None else len(prompt.tokens), len(prompt.tokens)):
+    for position in range(
+        prompt.first if prompt.first is not None else len(prompt.tokens), len(prompt.tokens)
+    ):
         inner[position] = found = _read_position(output.prompt_logprobs, position, prompt.named)
         if found is None:
             return None
@@ -102,9 +106,12 @@ def read_responses(
             positions = range(len(request.context), len(prompt.tokens))
             parts = [inner[position] for position in positions]
             target = request.continuation[-1]
-            yield index, ScoreResponse(
-                sum([*(logprob for logprob, _ in parts), last[target]]),
-                all(greedy for _, greedy in parts) and target == best,
+            yield (
+                index,
+                ScoreResponse(
+                    sum([*(logprob for logprob, _ in parts), last[target]]),
+                    all(greedy for _, greedy in parts) and target == best,
+                ),
             )
 
     return respond()

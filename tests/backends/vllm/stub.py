@@ -48,6 +48,7 @@ class StubEngine:
         self.aborted: list[str] = []
         self.running: dict[str, tuple[list[int], Any, list[int]]] = {}
         self.steps_left, self.error = fail_after, error
+        self.leave_open = False
 
     def add_request(self, name: str, prompt: dict[str, list[int]], params: Any) -> None:
         self.asked.append((tuple(prompt["prompt_token_ids"]), params))
@@ -67,8 +68,14 @@ class StubEngine:
         outputs = [self._advance(name) for name in list(self.running)]
         return [output for output in outputs if output is not None]
 
-    def collective_rpc(self, function: Any, args: tuple[list[tuple[str, int]]]) -> list[dict[str, list[float]]]:
-        return [{tag: [0.5] * length for tag, length in args[0]}]
+    def collective_rpc(
+        self, function: Any, args: tuple[list[tuple[str, int]]]
+    ) -> list[dict[str, list[float]]]:
+        margins = {tag: [0.5] * length for tag, length in args[0]}
+        for (_, params), (tag, _) in zip(self.asked[-1:], args[0], strict=False):
+            if self.leave_open and not params.extra_args["distill_eval_careful"]:
+                margins[tag][-1] = -1.0
+        return [margins]
 
     def _advance(self, name: str) -> Any:
         prompt, params, tokens = self.running[name]

@@ -91,7 +91,9 @@ def test_choices_of_one_token_share_a_prompt_and_need_no_prompt_logprobs(make_ba
     assert params.max_tokens == 1
 
 
-def test_more_choices_than_vllm_names_at_once(make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+def test_more_choices_than_vllm_names_at_once(
+    make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("distill_eval.backends.vllm.scoring.MOST_IDS", 16)
     llm = StubEngine()
     requests = [ScoreRequest((5, 6, 7), (token,)) for token in range(50)]
@@ -137,9 +139,11 @@ def test_draws_are_keyed_by_the_request_and_greedy_for_vllm(make_backend: Callab
     assert one.stop_token_ids == [END]
 
 
-def test_a_stop_string_ends_a_generation_where_it_is_complete(make_backend: Callable[..., Any], tokenizer: Any):
+def test_a_stop_string_ends_a_generation_where_it_is_complete(
+    make_backend: Callable[..., Any], tokenizer: Any
+):
     free = next(iter(make_backend(StubEngine()).generate([GenerateRequest((5,), 12, GREEDY)])))[1]
-    texts = [tokenizer.decode(free.tokens[:end]) for end in range(1, 13)]
+    texts = [tokenizer.decode(free.tokens[:end], skip_special_tokens=True) for end in range(1, 13)]
     wanted = texts[3][-1]  # the last character of the fourth token
     end = next(place for place, text in enumerate(texts, 1) if wanted in text)
     llm = StubEngine()
@@ -149,6 +153,15 @@ def test_a_stop_string_ends_a_generation_where_it_is_complete(make_backend: Call
     assert response.finish_reason == "stop_string"
     assert len(response.margins) == end
     assert not llm.running  # taken out of the engine
+
+
+def test_a_draw_left_open_is_made_again_with_care(make_backend: Callable[..., Any]):
+    llm = StubEngine()
+    llm.leave_open = True
+    ((index, response),) = make_backend(llm).generate([GenerateRequest((5,), 3, Sampling())])
+    assert (index, len(response.tokens)) == (0, 3)
+    assert min(response.margins) >= 0
+    assert [params.extra_args["distill_eval_careful"] for _, params in llm.asked] == [False, True]
 
 
 def test_an_abandoned_generation_leaves_the_engine_empty(make_backend: Callable[..., Any]):
@@ -162,11 +175,16 @@ def test_an_abandoned_generation_leaves_the_engine_empty(make_backend: Callable[
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RuntimeError("CUDA out of memory. Tried to allocate"), "not enough memory on cpu; give --backend-option"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate"),
+            "not enough memory on cpu; give --backend-option",
+        ),
         (RuntimeError("the engine died\nmore"), "vLLM failed: RuntimeError: the engine died"),
     ],
 )
-def test_what_the_engine_raises_becomes_one_line(make_backend: Callable[..., Any], error: Exception, said: str):
+def test_what_the_engine_raises_becomes_one_line(
+    make_backend: Callable[..., Any], error: Exception, said: str
+):
     backend = make_backend(StubEngine(fail_after=0, error=error))
     with pytest.raises(BackendError, match=said) as caught:
         backend.score([ScoreRequest((5,), (6,))])
@@ -182,7 +200,9 @@ def test_texts_that_do_not_fit(make_backend: Callable[..., Any], checkpoint: Che
     with pytest.raises(BackendError, match=f"exceed the {most} positions"):
         next(backend.generate([GenerateRequest((5,) * most, 1, GREEDY)]))
     with pytest.raises(BackendError, match="exceed the 8 positions"):
-        make_backend(StubEngine(), backend_options=(("max_model_len", "8"),)).score([ScoreRequest((5,) * 8, (6, 7))])
+        make_backend(StubEngine(), backend_options=(("max_model_len", "8"),)).score(
+            [ScoreRequest((5,) * 8, (6, 7))]
+        )
     with pytest.raises(BackendError, match="token id 60 lies outside the model's 50 embeddings"):
         backend.score([ScoreRequest((60,), (6,))])
 
@@ -199,7 +219,10 @@ def test_numerics_name_versions_and_what_can_move_a_number(make_backend: Callabl
 @pytest.mark.parametrize(
     ("pairs", "said"),
     [
-        ((("tensor_paralel_size", "2"),), "no engine argument of that name; did you mean 'tensor_parallel_size'"),
+        (
+            (("tensor_paralel_size", "2"),),
+            "no engine argument of that name; did you mean 'tensor_parallel_size'",
+        ),
         ((("dtype", "float16"),), "use --dtype"),
         ((("max_model_len", "8"), ("max-model-len", "9")), "given twice"),
     ],
