@@ -25,6 +25,7 @@ from distill_eval.cli.options import (
     AsJson,
     Attention,
     Backend,
+    BackendOption,
     BatchSize,
     CacheDir,
     DataDir,
@@ -34,6 +35,7 @@ from distill_eval.cli.options import (
     TasksDir,
     limit_option,
     parse_arms,
+    parse_backend_options,
     parse_max_new_tokens,
     parse_sampling,
     parse_seeds,
@@ -137,6 +139,7 @@ def compare_command(
     requests_per_minute: RequestsPerMinute = None,
     request_timeout: RequestTimeout = None,
     request_retries: RequestRetries = None,
+    backend_option: BackendOption = None,
     data_dir: DataDir = None,
     tasks_dir: TasksDir = None,
     cache_dir: CacheDir = None,
@@ -214,6 +217,7 @@ def compare_command(
         endpoint=parse_endpoint(
             base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
         ),
+        backend_options=parse_backend_options(backend, backend_option),
         allow_unsandboxed_code=allow_unsandboxed_code,
         data_dir=data_dir,
         cache_dir=cache_dir,

@@ -1,6 +1,7 @@
 """Options that several commands share: how they are declared, and what their text means."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from distill_eval.catalog import Suite
 
 NO_ARMS = "none"
+WITH_OPTIONS = ("vllm",)  # backends that hand --backend-option through
 WHAT, HOW, WHERE, RISK = "What to run", "How to prompt and sample", "Where and with what", "Permissions"
 
 
@@ -71,6 +73,15 @@ BatchSize = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Handed through to the backend's engine, as in tensor_parallel_size=2. May be repeated.",
+        metavar="KEY=VALUE",
+        rich_help_panel=WHERE,
+        show_default=False,
+    ),
+]
 DataDir = Annotated[Path | None, data_dir_option("; nothing is fetched then.")]
 TasksDir = Annotated[list[Path] | None, tasks_dir_option()]
 CacheDir = Annotated[
@@ -121,6 +132,21 @@ def parse_seeds(text: str | None, suite: "Suite | None") -> tuple[int, ...]:
     if len(set(seeds)) != len(seeds):
         raise OptionError(f"--seeds must differ from one another, got '{text}'")
     return seeds
+
+
+def parse_backend_options(backend: str, given: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of ``--backend-option KEY=VALUE``; what they mean, the backend knows."""
+    if given and backend not in WITH_OPTIONS:
+        raise OptionError(
+            f"--backend-option {given[0]}: the {backend} backend takes none; {', '.join(WITH_OPTIONS)} does"
+        )
+    pairs = []
+    for text in given or ():
+        key, sign, value = text.partition("=")
+        if not key or not sign:
+            raise OptionError(f"--backend-option takes KEY=VALUE, as in tensor_parallel_size=2; got '{text}'")
+        pairs.append((key, value))
+    return tuple(pairs)
 
 
 def parse_sampling(

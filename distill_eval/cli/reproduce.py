@@ -24,6 +24,7 @@ from distill_eval.cli.options import (
     AllowUnsandboxedCode,
     AsJson,
     Backend,
+    BackendOption,
     BatchSize,
     CacheDir,
     DataDir,
@@ -32,6 +33,7 @@ from distill_eval.cli.options import (
     LimitSeed,
     TasksDir,
     limit_option,
+    parse_backend_options,
     parse_sampling,
     parse_seeds,
     split_names,
@@ -134,6 +136,7 @@ def reproduce_command(
     requests_per_minute: RequestsPerMinute = None,
     request_timeout: RequestTimeout = None,
     request_retries: RequestRetries = None,
+    backend_option: BackendOption = None,
     data_dir: DataDir = None,
     tasks_dir: TasksDir = None,
     cache_dir: CacheDir = None,
@@ -194,6 +197,7 @@ def reproduce_command(
             endpoint=parse_endpoint(
                 base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
             ),
+            backend_options=parse_backend_options(backend, backend_option),
             allow_unsandboxed_code=allow_unsandboxed_code,
             data_dir=data_dir,
             cache_dir=cache_dir,

@@ -14,6 +14,7 @@ class RunOptions:
 
     Defaults are the paper's (Appendix B): temperature 0.7, top-p 0.8, top-k 20, seed 42, 1024 new tokens.
     ``limit`` items a task (None: all) are drawn with ``limit_seed``. ``seeds``: one generation run each.
+    ``backend_options``: names and values handed through to the backend's engine.
     ``arms``: bridging arms (schema/records.py) to run on the tasks that have them.
     """
 
@@ -32,6 +33,7 @@ class RunOptions:
     attention: str = "sdpa"
     batch_size: int | None = None
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
+    backend_options: tuple[tuple[str, str], ...] = ()
     allow_unsandboxed_code: bool = False
     data_dir: Path | None = None
     cache_dir: Path | None = None
