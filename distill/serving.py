@@ -1,9 +1,11 @@
+# pyright: reportMissingImports=false
 """vLLM plug-in for students: the entry point, and what it needs to know that can be said without vLLM.
 
 ``register`` is the entry point ``vllm.general_plugins``; vLLM calls it in each of its processes. The model itself is in
 ``serving_model``, its recurrent layers in ``serving_layers``. Written against vLLM 0.26.0.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,13 +32,20 @@ def register() -> None:
 
     That students are known to transformers, importing this package has seen to.
     """
-    try:
-        from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
-        from vllm.config import CompilationConfig  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    if importlib.util.find_spec("vllm") is None:
         return
+    from vllm import ModelRegistry
+    from vllm.config import CompilationConfig
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+    class StudentOptions(VerifyAndUpdateConfig):
+        @classmethod
+        def verify_and_update_config(cls, vllm_config: Any) -> None:
+            check_options(vllm_config)
+
     # As a string: vLLM asks that importing a model wait until its process may touch CUDA.
     ModelRegistry.register_model(ARCHITECTURE, f"distill.serving_model:{ARCHITECTURE}")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = StudentOptions
     # vLLM cuts its compiled graphs at the operators named here, so that the mixers see each step's batch.
     if f"vllm::{MIXER_OP}" not in CompilationConfig._attention_ops:
         CompilationConfig._attention_ops.append(f"vllm::{MIXER_OP}")
@@ -77,20 +86,26 @@ def weight_target(name: str, layer_types: Sequence[str]) -> tuple[str, str | int
     return ".".join([*parts[:4], whole, *parts[5:]]), part
 
 
-def check_options(
-    *, tensor_parallel: int, pipeline_parallel: int, prefix_caching: bool, speculative: bool, quantised: bool
-) -> None:
-    """Raise ConfigError for options of vLLM's that students cannot be served with."""
+def check_options(vllm_config: Any) -> None:
+    """Raise ConfigError for what a ``VllmConfig`` asks for that students cannot be served with."""
+    parallel = vllm_config.parallel_config
+    one = "1; data_parallel_size takes more GPUs"
     refused = {
-        "tensor_parallel_size": (tensor_parallel > 1, "1; use data_parallel_size for more GPUs"),
-        "pipeline_parallel_size": (pipeline_parallel > 1, "1; use data_parallel_size for more GPUs"),
-        "enable_prefix_caching": (prefix_caching, "False: a mixer's state cannot be cut at a common prefix"),
-        "speculative_config": (speculative, "None: a mixer's state cannot take tokens back"),
-        "quantization": (quantised, "None"),
+        "tensor_parallel_size": (parallel.tensor_parallel_size > 1, one),
+        "pipeline_parallel_size": (parallel.pipeline_parallel_size > 1, one),
+        "enable_prefix_caching": (
+            vllm_config.cache_config.enable_prefix_caching,
+            "False: a mixer's state cannot be cut at a common prefix",
+        ),
+        "speculative_config": (
+            vllm_config.speculative_config is not None,
+            "None: a mixer's state cannot take tokens back",
+        ),
+        "quantization": (vllm_config.model_config.quantization is not None, "None"),
     }
     for name, (wrong, right) in refused.items():
         if wrong:
-            raise ConfigError(f"vLLM option {name}: students are served with {right}")
+            raise ConfigError(f"vLLM's option {name}: students are served with {right}")
 
 
 def pack_linears(
@@ -115,14 +130,3 @@ def pack_linears(
             linear.bias = nn.Parameter(bias[part], requires_grad=False)
         start += count
     return weight, bias
-
-
-def options_of(vllm_config: Any) -> dict[str, Any]:
-    """Return the arguments of ``check_options`` for a ``VllmConfig``."""
-    return {
-        "tensor_parallel": vllm_config.parallel_config.tensor_parallel_size,
-        "pipeline_parallel": vllm_config.parallel_config.pipeline_parallel_size,
-        "prefix_caching": bool(vllm_config.cache_config.enable_prefix_caching),
-        "speculative": vllm_config.speculative_config is not None,
-        "quantised": vllm_config.quant_config is not None,
-    }

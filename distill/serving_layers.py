@@ -120,6 +120,8 @@ class ServedKDAMixer(KDAMixer):
         qkv, decay, *gate, beta, _ = F.linear(hidden_states, self.in_weight, self.in_bias).split(
             self.sizes, -1
         )
+        if qkv.shape[1] > 1:  # one token each is read where it lies
+            qkv = qkv.contiguous()
         qkv, conv_state = self.convolve(qkv, None, layer, cu_seqlens)
         q, k, v = qkv.split([self.q_size, self.k_size, self.v_size], dim=-1)
         heads = (self.heads(q, self.key_dim), self.heads(k, self.key_dim), self.heads(v, self.value_dim))
@@ -184,7 +186,7 @@ class ServedMixer(nn.Module, MambaBase):
     def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Mix ``hidden_states`` [tokens, d]; rows behind the batch's tokens, there to fill a graph, hold nothing."""
         output = torch.empty_like(hidden_states)
-        getattr(torch.ops.vllm, MIXER_OP)(hidden_states, output, self.prefix)
+        torch.ops.vllm.distill_mixer(hidden_states, output, self.prefix)
         return output
 
     def mix(self, hidden_states: torch.Tensor, output: torch.Tensor) -> None:
@@ -197,27 +199,33 @@ class ServedMixer(nn.Module, MambaBase):
         num_decodes, num_prefill = metadata.num_decode_tokens, metadata.num_prefill_tokens
         caches = list(self.kv_cache)
         if num_decodes:
-            states: Any = PagedStates(
-                caches,
-                metadata.state_indices_tensor_d[:num_decodes, 0],
-                metadata.seq_lens[:num_decodes] > 1,
-                in_place=hidden_states.is_cuda and isinstance(self.mixer, ServedKDAMixer),
-            )
-            tokens: Any = hidden_states[:num_decodes, None]
-            output[:num_decodes] = self.mixer.mix(tokens, None, states, None)[:, 0]
+            pages = metadata.state_indices_tensor_d[:num_decodes, 0]
+            known = metadata.seq_lens[:num_decodes] > 1
+            output[:num_decodes] = self._decode(hidden_states[:num_decodes], caches, pages, known)
         if num_prefill:
-            states = PagedStates(caches, metadata.state_indices_tensor_p, metadata.has_initial_states_p)
+            states: Any = PagedStates(caches, metadata.state_indices_tensor_p, metadata.has_initial_states_p)
             rows = slice(num_decodes, num_decodes + num_prefill)
             output[rows] = self.mixer.mix(
                 hidden_states[None, rows], None, states, metadata.query_start_loc_p
             )[0]
 
+    def _decode(
+        self, tokens: torch.Tensor, caches: list[torch.Tensor], pages: torch.Tensor, known: torch.Tensor
+    ) -> torch.Tensor:
+        """Mix one token [N, d] of each sequence."""
+        in_place = tokens.is_cuda and isinstance(self.mixer, ServedKDAMixer)
+        states: Any = PagedStates(caches, pages, known, in_place=in_place)
+        return self.mixer.mix(tokens[:, None], None, states, None)[:, 0]
+
     def _mix_unpaged(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        pages = torch.zeros(1, dtype=torch.int32, device=hidden_states.device)
+        device = hidden_states.device
+        page = torch.zeros(1, dtype=torch.int32, device=device)
         shapes = zip(self.get_state_shape(), self.get_state_dtype(), strict=True)
-        caches = [torch.zeros(1, *shape, dtype=dtype, device=pages.device) for shape, dtype in shapes]
-        ends = torch.tensor([0, hidden_states.shape[0]], dtype=torch.int32, device=pages.device)
-        states: Any = PagedStates(caches, pages, pages > 0)
+        caches = [torch.zeros(1, *shape, dtype=dtype, device=device) for shape, dtype in shapes]
+        ends = torch.tensor([0, hidden_states.shape[0]], dtype=torch.int32, device=device)
+        # Also one token by itself: kernels must be compiled and tuned before CUDA graphs are recorded.
+        self._decode(hidden_states[:1], caches, page, page > 0)
+        states: Any = PagedStates(caches, page, page > 0)
         return self.mixer.mix(hidden_states[None], None, states, ends)[0]
 
 

@@ -19,7 +19,7 @@ from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer
 from vllm.model_executor.models.utils import maybe_prefix
 from vllm.sequence import IntermediateTensors
 
-from distill.serving import MIXER_OP, check_options, options_of, state_dtypes, state_shapes, weight_target
+from distill.serving import MIXER_OP, state_dtypes, state_shapes, weight_target
 from distill.serving_layers import ServedMixer
 from distill_eval.errors import ConfigError
 
@@ -100,7 +100,6 @@ class HybridForCausalLM(nn.Module, HasInnerState, IsHybrid):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        check_options(**options_of(vllm_config))
         compilation = vllm_config.compilation_config
         cuts = compilation.splitting_ops if compilation.mode == CompilationMode.VLLM_COMPILE else None
         if cuts and f"vllm::{MIXER_OP}" not in cuts:

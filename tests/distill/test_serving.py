@@ -1,9 +1,11 @@
 """What the vLLM plug-in says without vLLM: names, shapes, refusals."""
 
 import importlib.util
+import pickle
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +15,18 @@ from transformers import DynamicCache
 from distill import serving
 from distill_eval.errors import ConfigError
 
-OPTIONS = {
-    "tensor_parallel": 1,
-    "pipeline_parallel": 1,
-    "prefix_caching": False,
-    "speculative": False,
-    "quantised": False,
-}
+
+def options(section: str = "", name: str = "", value=None) -> SimpleNamespace:
+    """What ``check_options`` reads of a VllmConfig, all as it should be but for one."""
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1),
+        cache_config=SimpleNamespace(enable_prefix_caching=False),
+        model_config=SimpleNamespace(quantization=None),
+        speculative_config=None,
+    )
+    if name:
+        setattr(getattr(config, section) if section else config, name, value)
+    return config
 
 
 def test_the_entry_point_names_the_plug_in_and_is_harmless_without_vllm():
@@ -104,14 +111,22 @@ def test_packed_layers_compute_what_they_did_and_load_into_the_whole(biases):
     assert bool((weight[5:8] == 1).all())
 
 
-def test_what_students_cannot_be_served_with_is_refused():
-    serving.check_options(**OPTIONS)
-    for name, value, words in [
-        ("tensor_parallel", 2, "tensor_parallel_size"),
-        ("pipeline_parallel", 2, "pipeline_parallel_size"),
-        ("prefix_caching", True, "enable_prefix_caching"),
-        ("speculative", True, "speculative_config"),
-        ("quantised", True, "quantization"),
-    ]:
-        with pytest.raises(ConfigError, match=words):
-            serving.check_options(**OPTIONS | {name: value})
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        ("parallel_config", "tensor_parallel_size", 2),
+        ("parallel_config", "pipeline_parallel_size", 2),
+        ("cache_config", "enable_prefix_caching", True),
+        ("model_config", "quantization", "fp8"),
+        ("", "speculative_config", object()),
+    ],
+)
+def test_what_students_cannot_be_served_with_is_refused(section, name, value):
+    serving.check_options(options())
+    with pytest.raises(ConfigError, match=name):
+        serving.check_options(options(section, name, value))
+
+
+def test_the_config_survives_the_way_to_vllms_processes(make_student):
+    config = make_student("kda").config
+    assert pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
