@@ -67,10 +67,10 @@ def test_long_chains_do_not_recurse():
 
 def test_headers_are_shared_long_and_nested():
     subject, other = tuple(range(100, 200)), tuple(range(100, 150)) + tuple(range(300, 360))
-    rows = [subject + (n, n, n) for n in range(20)] + [other + (n, n) for n in range(20)]
+    rows = [(*subject, n, n, n) for n in range(20)] + [(*other, n, n) for n in range(20)]
     assert find_headers(sorted(rows), 0) == [subject[:50], subject, other]
     assert find_headers(sorted(rows), 50) == [subject[:50], subject]
     assert find_headers(sorted(rows), 1000) == []
-    short = [tuple(range(HEADER_TOKENS - 1)) + (n, 7) for n in range(50, 90)]
+    short = [(*range(HEADER_TOKENS - 1), n, 7) for n in range(50, 90)]
     assert find_headers(sorted(short), 0) == []
     assert find_headers([subject], 0) == []
