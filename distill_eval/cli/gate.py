@@ -14,6 +14,8 @@ from distill_eval.cli.options import (
     cache_dir_option,
     data_dir_option,
     limit_option,
+    max_memory_option,
+    parse_max_memory,
     split_names,
     tasks_dir_option,
 )
@@ -93,6 +95,7 @@ def gate_command(
     out: Annotated[Path, typer.Option(help="Folder for the candidate's run.", rich_help_panel=WHERE)] = Path(
         "runs/gate"
     ),
+    max_memory: Annotated[str | None, max_memory_option("the baseline's.", WHERE)] = None,
     data_dir: Annotated[Path | None, data_dir_option(". Default: the baseline's.", WHERE)] = None,
     tasks_dir: Annotated[list[Path] | None, tasks_dir_option(WHERE)] = None,
     cache_dir: Annotated[
@@ -161,6 +164,7 @@ def gate_command(
             tasks_dirs=tuple(tasks_dir or ()),
             data_dir=data_dir,
             cache_dir=cache_dir,
+            max_memory_gib=parse_max_memory(max_memory),
             trusted=(candidate,) if trust_remote_code else (),
             endpoint=parse_endpoint(base_url, served_model, api_key_env) if base_url else None,
         )

@@ -49,6 +49,7 @@ class Evaluation:
     tasks_dirs: tuple[Path, ...] = ()
     data_dir: Path | None = None
     cache_dir: Path | None = None
+    max_memory_gib: float | None = None
     trusted: tuple[str, ...] = ()
     endpoint: EndpointOptions | None = None
     tasks: tuple[TaskSpec, ...] = ()
@@ -187,10 +188,17 @@ def evaluate_both(
     """Evaluate two checkpoints with ``evaluate`` on ``evaluation.tasks``, into one run."""
     from distill_eval.compare import run_comparison
 
+    options = replace(
+        evaluation.options,
+        max_memory_gib=evaluation.max_memory_gib,
+        data_dir=evaluation.data_dir,
+        cache_dir=evaluation.cache_dir,
+        arms=(),
+    )
     run_comparison(
         [baseline, candidate],
         evaluation.tasks,
-        replace(evaluation.options, data_dir=evaluation.data_dir, cache_dir=evaluation.cache_dir, arms=()),
+        options,
         evaluation.out,
         trusted=evaluation.trusted,
         evaluate=evaluate,
@@ -240,6 +248,8 @@ def _options(recorded: dict[str, Any], evaluation: Evaluation, folder: Path) -> 
         given = getattr(evaluation, key)
         kept = Path(values[key]) if values.get(key) and Path(values[key]).is_dir() else None
         values[key] = given or kept
+    if evaluation.max_memory_gib is not None:
+        values["max_memory_gib"] = evaluation.max_memory_gib
     values |= {"arms": (), "chat_template": None}
     return RunOptions(**values)
 
