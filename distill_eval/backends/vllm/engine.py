@@ -103,7 +103,7 @@ def start_engine(
         arguments["max_model_len"] += 1
     try:
         with import_vllm():
-            from vllm import LLM  # pyright: ignore[reportMissingImports]
+            from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
             logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
             llm = LLM(str(checkpoint.folder), **arguments)
@@ -126,7 +126,7 @@ def stop_engine(llm: Any) -> None:
             llm.llm_engine.engine_core.shutdown()
     del llm
     with import_vllm(), contextlib.suppress(Exception):
-        from vllm.distributed import cleanup_dist_env_and_memory  # pyright: ignore[reportMissingImports]
+        from vllm.distributed import cleanup_dist_env_and_memory  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         cleanup_dist_env_and_memory()
     gc.collect()
@@ -150,7 +150,7 @@ class Requests:
 
     def add(self, index: int, prompt: Sequence[int], arguments: dict[str, Any]) -> None:
         """Hand ``prompt`` (token ids) to the engine under ``index``, with these SamplingParams arguments."""
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         name = f"distill-eval-{next(_NAMES)}"
         params = SamplingParams(**arguments, skip_clone=True)
