@@ -1,6 +1,8 @@
 """Options that several commands share: how they are declared, and what their text means."""
 
 import contextlib
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +26,11 @@ def _at_least_1(param: typer.CallbackParam, value: int | None) -> int | None:
     if value is not None and value < 1:
         raise OptionError(f"{param.opts[0]} must be at least 1, got {value}")
     return value
+
+
+def _is_memory(text: str | None) -> str | None:
+    parse_max_memory(text)
+    return text
 
 
 def limit_option(text: str, panel: str) -> Any:
@@ -51,9 +58,26 @@ def cache_dir_option(text: str, panel: str = WHERE) -> Any:
     return typer.Option(envvar="DISTILL_EVAL_CACHE", help=text, rich_help_panel=panel, show_default=False)
 
 
+def max_memory_option(default: str, panel: str = WHERE) -> Any:
+    """Declare ``--max-memory``; its text is for ``parse_max_memory``."""
+    return typer.Option(
+        help="Most memory of the device to use, weights included (on a CPU the whole process): 8, 8.5, 8GiB or "
+        f"500MiB. Default: {default}",
+        metavar="GIB",
+        callback=_is_memory,
+        rich_help_panel=panel,
+        show_default=False,
+    )
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; no table, no bars.")]
 
-Backend = Annotated[str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="What runs the models: transformers, openai (a server) or fake.", rich_help_panel=WHERE
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)]
 DTYPES = "auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16."
 Dtype = Annotated[str, typer.Option(help=DTYPES, rich_help_panel=WHERE)]
@@ -63,7 +87,9 @@ Attention = Annotated[
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        help="Most sequences at once. Default: by token budget.", callback=_at_least_1, rich_help_panel=WHERE
+        help="Most sequences at once. Default: by token budget; 16 to a server.",
+        callback=_at_least_1,
+        rich_help_panel=WHERE,
     ),
 ]
 BackendOption = Annotated[
@@ -75,6 +101,7 @@ BackendOption = Annotated[
         show_default=False,
     ),
 ]
+MaxMemory = Annotated[str | None, max_memory_option("what is free.")]
 DataDir = Annotated[Path | None, data_dir_option("; nothing is fetched then.")]
 TasksDir = Annotated[list[Path] | None, tasks_dir_option()]
 CacheDir = Annotated[
@@ -181,6 +208,17 @@ def parse_max_new_tokens(asked: int | None, suite: "Suite | None") -> int:
     if asked is not None:
         return asked
     return suite.max_new_tokens if suite and suite.max_new_tokens else RunOptions().max_new_tokens
+
+
+def parse_max_memory(text: str | None) -> float | None:
+    """Return the GiB of ``--max-memory``: a number of them, or a size with GiB or MiB."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(gib|mib)?\s*", text, re.IGNORECASE)
+    gib = 0.0 if found is None else float(found[1]) / (1024 if (found[2] or "").lower() == "mib" else 1)
+    if not 0 < gib < math.inf:
+        raise OptionError(f"--max-memory takes GiB above 0, as in 8, 8.5, 8GiB or 500MiB; got '{text}'")
+    return gib
 
 
 def read_template(path: str) -> str:

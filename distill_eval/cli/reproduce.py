@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_eval.cli.endpoints import (
+    ApiKeyEnv,
+    BaseUrl,
+    RequestRetries,
+    RequestsPerMinute,
+    RequestTimeout,
+    ServedModel,
+    parse_endpoint,
+)
 from distill_eval.cli.options import (
     HOW,
     RISK,
@@ -22,9 +31,11 @@ from distill_eval.cli.options import (
     Device,
     Dtype,
     LimitSeed,
+    MaxMemory,
     TasksDir,
     limit_option,
     parse_backend_options,
+    parse_max_memory,
     parse_sampling,
     parse_seeds,
     split_names,
@@ -121,7 +132,14 @@ def reproduce_command(
     device: Device = "auto",
     dtype: Dtype = "auto",
     batch_size: BatchSize = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
+    requests_per_minute: RequestsPerMinute = None,
+    request_timeout: RequestTimeout = None,
+    request_retries: RequestRetries = None,
     backend_option: BackendOption = None,
+    max_memory: MaxMemory = None,
     data_dir: DataDir = None,
     tasks_dir: TasksDir = None,
     cache_dir: CacheDir = None,
@@ -179,7 +197,11 @@ def reproduce_command(
             device=device,
             dtype=dtype,
             batch_size=batch_size,
+            endpoint=parse_endpoint(
+                base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
+            ),
             backend_options=parse_backend_options(backend, backend_option),
+            max_memory_gib=parse_max_memory(max_memory),
             allow_unsandboxed_code=allow_unsandboxed_code,
             data_dir=data_dir,
             cache_dir=cache_dir,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from distill_eval.schema.endpoint import EndpointOptions
 from distill_eval.schema.records import LETTERS
 from distill_eval.schema.requests import Sampling
 
@@ -15,6 +16,8 @@ class RunOptions:
     ``limit`` items a task (None: all) are drawn with ``limit_seed``. ``seeds``: one generation run each.
     ``backend_options``: names and values handed through to the backend's engine.
     ``arms``: bridging arms (schema/records.py) to run on the tasks that have them.
+    ``arms``: bridging arms (schema/records.py) to run on the tasks that have them. ``max_memory_gib``: most memory of
+    the device, weights included (None: all there is).
     """
 
     limit: int | None = None
@@ -31,7 +34,9 @@ class RunOptions:
     dtype: str = "auto"
     attention: str = "sdpa"
     batch_size: int | None = None
+    endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     backend_options: tuple[tuple[str, str], ...] = ()
+    max_memory_gib: float | None = None
     allow_unsandboxed_code: bool = False
     data_dir: Path | None = None
     cache_dir: Path | None = None

@@ -49,6 +49,7 @@ class VllmBackend:
         self.options = parse_options(run_options.backend_options)
         self._architecture = architecture_numerics(checkpoint.model_type)
         self._batch_size = run_options.batch_size
+        self._max_memory_gib = run_options.max_memory_gib
         self._tokenizer = tokenizer
         self._llm: Any = None
 
@@ -156,7 +157,11 @@ class VllmBackend:
     def _load(self) -> Any:
         if self._llm is None:
             self._llm = engine.start_engine(
-                self.checkpoint, dtype=self.dtype, batch_size=self._batch_size, options=self.options
+                self.checkpoint,
+                dtype=self.dtype,
+                batch_size=self._batch_size,
+                max_memory_gib=self._max_memory_gib,
+                options=self.options,
             )
         return self._llm
 

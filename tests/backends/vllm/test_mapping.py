@@ -255,3 +255,11 @@ def test_values_are_typed():
     assert [options._parse_value(text) for text in ("2", "0.9", "true", "False", "None", '{"a": 1}', "x")] == [
         2, 0.9, True, False, None, {"a": 1}, "x",
     ]  # fmt: skip
+
+
+def test_memory_is_told_as_a_share_of_all_there_is():
+    import psutil
+
+    share = engine._memory_arguments(2.0)["gpu_memory_utilization"]
+    assert share * psutil.virtual_memory().total == pytest.approx(2 * 2**30, rel=1e-6)
+    assert "gpu_memory_utilization" not in engine._memory_arguments(None)
