@@ -8,6 +8,7 @@ import pytest
 
 import distill_eval
 from distill_eval import compare
+from distill_eval.errors import OptionError
 
 
 def test_version(command: Callable) -> None:
@@ -119,3 +120,14 @@ def test_other_vocabulary_and_template_compare_and_are_noted(
     assert "different vocabularies" not in notes
     assert "both were prompted with that of teacher" in notes
     assert "different chat templates" in (world["out"] / "report.html").read_text()
+
+
+def test_backend_options_are_pairs_for_backends_that_take_them():
+    from distill_eval.cli.options import parse_backend_options
+
+    assert parse_backend_options("transformers", None) == ()
+    assert parse_backend_options("vllm", ["a=1", 'b={"c": "d=e"}']) == (("a", "1"), ("b", '{"c": "d=e"}'))
+    with pytest.raises(OptionError, match="KEY=VALUE"):
+        parse_backend_options("vllm", ["a"])
+    with pytest.raises(OptionError, match="the transformers backend takes none"):
+        parse_backend_options("transformers", ["a=1"])

@@ -9,7 +9,8 @@ import torch
 
 from distill_eval.backends.transformers import model
 from distill_eval.backends.transformers.sampling import request_noise_key
-from distill_eval.backends.vllm import draw_keys, engine, finishing, options, scoring
+from distill_eval.backends.vllm import draw_keys, engine, finishing, scoring
+from distill_eval.backends.vllm.options import option_numerics, parse_options, vllm_version
 from distill_eval.checkpoints.architectures import architecture_numerics
 from distill_eval.errors import BackendError, OptionError
 from distill_eval.schema.checkpoints import Checkpoint
@@ -40,14 +41,15 @@ class VllmBackend:
                 f"--device {run_options.device}: vLLM takes the first GPUs it sees; choose with"
                 " CUDA_VISIBLE_DEVICES"
             )
-        self._version = options.vllm_version()
+        self._version = vllm_version()
         self.checkpoint = checkpoint
         self.device = model.choose_device(run_options.device)
         self.dtype = model.choose_dtype(run_options.dtype, self.device, checkpoint)
         self.stop_tokens = frozenset(model.read_stop_tokens(checkpoint.folder))
-        self._options = options.parse_options(run_options.backend_options)
+        self.options = parse_options(run_options.backend_options)
         self._architecture = architecture_numerics(checkpoint.model_type)
         self._batch_size = run_options.batch_size
+        self._max_memory_gib = run_options.max_memory_gib
         self._tokenizer = tokenizer
         self._llm: Any = None
 
@@ -61,8 +63,8 @@ class VllmBackend:
             "device": self.device,
             "dtype": self.dtype,
             "stop_tokens": ",".join(map(str, sorted(self.stop_tokens))),
-            "prefix_caching": "on" if self._options.get("enable_prefix_caching") else "off",
-            **options.option_numerics(self._options),
+            "prefix_caching": "on" if self.options.get("enable_prefix_caching") else "off",
+            **option_numerics(self.options),
             **self._architecture,
         }
 
@@ -83,7 +85,7 @@ class VllmBackend:
         llm = self._load()
         self._check_vocabulary(max(max(*request.context, *request.continuation) for request in batch))
         responses: dict[int, ScoreResponse] = {}
-        reuse = bool(self._options.get("enable_prefix_caching"))
+        reuse = bool(self.options.get("enable_prefix_caching"))
         asked = scoring.build_prompts(batch)
         while asked:
             unsettled = []
@@ -155,7 +157,11 @@ class VllmBackend:
     def _load(self) -> Any:
         if self._llm is None:
             self._llm = engine.start_engine(
-                self.checkpoint, dtype=self.dtype, batch_size=self._batch_size, options=self._options
+                self.checkpoint,
+                dtype=self.dtype,
+                batch_size=self._batch_size,
+                max_memory_gib=self._max_memory_gib,
+                options=self.options,
             )
         return self._llm
 
@@ -213,7 +219,7 @@ class VllmBackend:
         return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _check_length(self, length: int) -> None:
-        most = self._options.get("max_model_len") or self.checkpoint.max_positions
+        most = self.options.get("max_model_len") or self.checkpoint.max_positions
         if most is not None and length > most:
             raise BackendError(
                 f"{self._where()}: {length} tokens (new ones included) exceed the {most} positions there are;"

@@ -62,7 +62,7 @@ class RequestDraws(LogitsProcessor):
         self._free: list[int] = []
         self._margins = torch.empty((0, 0), device=device)  # slots, positions
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._grown: torch.cuda.Event | None = None
+        self._grown: Any = None  # the event after which the margins may be read on that stream
         _LIVE.add(self)
 
     def is_argmax_invariant(self) -> bool:
@@ -154,7 +154,7 @@ def _pick(logits: torch.Tensor, group: _Group, positions: torch.Tensor) -> tuple
 
 
 @contextlib.contextmanager
-def _side_stream(stream: torch.cuda.Stream | None, after: torch.cuda.Event | None) -> Iterator[None]:
+def _side_stream(stream: torch.cuda.Stream | None, after: Any) -> Iterator[None]:
     if stream is None:
         yield
         return

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import psutil
 import torch
 
 from distill_eval.checkpoints.architectures import first_line, register_architecture
@@ -73,7 +74,12 @@ def import_vllm() -> Iterator[None]:
 
 
 def start_engine(
-    checkpoint: Checkpoint, *, dtype: str, batch_size: int | None, options: dict[str, Any]
+    checkpoint: Checkpoint,
+    *,
+    dtype: str,
+    batch_size: int | None,
+    max_memory_gib: float | None,
+    options: dict[str, Any],
 ) -> Any:
     """Return a loaded ``vllm.LLM`` for ``checkpoint``. Raises BackendError where it cannot be had."""
     where = f"checkpoint '{checkpoint.label}' ({checkpoint.folder})"
@@ -94,16 +100,15 @@ def start_engine(
         arguments["max_model_len"] = checkpoint.max_positions + 1
     if batch_size is not None:
         arguments["max_num_seqs"] = batch_size
-    if torch.cuda.is_available():
-        arguments["gpu_memory_utilization"] = GPU_MEMORY
-    else:
-        arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
+    arguments |= _memory_arguments(max_memory_gib)
+    if not torch.cuda.is_available():
+        arguments["enforce_eager"] = True
     arguments |= options
     if "max_model_len" in options:
         arguments["max_model_len"] += 1
     try:
         with import_vllm():
-            from vllm import LLM  # pyright: ignore[reportMissingImports]
+            from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
             logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
             llm = LLM(str(checkpoint.folder), **arguments)
@@ -126,7 +131,7 @@ def stop_engine(llm: Any) -> None:
             llm.llm_engine.engine_core.shutdown()
     del llm
     with import_vllm(), contextlib.suppress(Exception):
-        from vllm.distributed import cleanup_dist_env_and_memory  # pyright: ignore[reportMissingImports]
+        from vllm.distributed import cleanup_dist_env_and_memory  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         cleanup_dist_env_and_memory()
     gc.collect()
@@ -150,7 +155,7 @@ class Requests:
 
     def add(self, index: int, prompt: Sequence[int], arguments: dict[str, Any]) -> None:
         """Hand ``prompt`` (token ids) to the engine under ``index``, with these SamplingParams arguments."""
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
         name = f"distill-eval-{next(_NAMES)}"
         params = SamplingParams(**arguments, skip_clone=True)
@@ -196,6 +201,15 @@ def explain(error: BaseException) -> str:
             "; give --backend-option max_model_len=N (shorter) or gpu_memory_utilization=0.95 (more memory)"
         )
     return text
+
+
+def _memory_arguments(max_memory_gib: float | None) -> dict[str, Any]:
+    """Return how much memory vLLM may take, as it likes to be told: a share of all there is."""
+    cuda = torch.cuda.is_available()
+    if max_memory_gib is not None:
+        total = torch.cuda.mem_get_info()[1] if cuda else psutil.virtual_memory().total
+        return {"gpu_memory_utilization": min(1.0, max_memory_gib * 2**30 / total)}
+    return {"gpu_memory_utilization": GPU_MEMORY} if cuda else {"kv_cache_memory_bytes": CPU_CACHE_BYTES}
 
 
 def _chunk_tokens(vocab_size: int, batch_size: int | None) -> int:

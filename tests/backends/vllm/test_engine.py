@@ -179,6 +179,25 @@ def test_prefix_caching_gives_the_same_scores(checkpoint: Checkpoint, tokenizer:
         backend.close()
 
 
+@pytest.mark.slow
+def test_replicas_share_out_the_requests(checkpoint: Checkpoint, reference: Any):
+    options = dataclasses.replace(OPTIONS, backend_options=(("data_parallel_size", "2"),))
+    backend = open_backend(options, checkpoint)
+    chance = random.Random(5)
+    requests = [ScoreRequest(random_tokens(chance, 20), random_tokens(chance, 5)) for _ in range(9)]
+    generations = make_generations(6)[:7]
+    try:
+        answers = backend.score(requests)
+        assert [a.logprob for a in answers] == pytest.approx(
+            [a.logprob for a in reference.score(requests)], abs=2e-4
+        )
+        assert_equal_but_for_near_ties(generate(backend, generations), generate(reference, generations))
+        with pytest.raises(BackendError, match="embeddings"):
+            backend.score([ScoreRequest((10_000,), (5,))])
+    finally:
+        backend.close()
+
+
 def test_unknown_options_and_wrong_values(checkpoint: Checkpoint, tokenizer: Any):
     def opened(*pairs: tuple[str, str]) -> Any:
         return open_backend(dataclasses.replace(OPTIONS, backend_options=pairs), checkpoint, tokenizer)

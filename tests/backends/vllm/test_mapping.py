@@ -35,9 +35,12 @@ def stub_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=Params))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "vllm.sampling_params", SimpleNamespace(RequestOutputKind=kinds))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "distill_eval.backends.vllm.draws", draws)  # type: ignore[arg-type]
+    monkeypatch.setattr("distill_eval.backends.vllm.backend.vllm_version", lambda: "0.32.0")
     monkeypatch.setattr(options, "vllm_version", lambda: "0.32.0")
     monkeypatch.setattr(
-        options, "_engine_arguments", lambda: frozenset({"tensor_parallel_size", "max_model_len", "dtype"})
+        options,
+        "_engine_arguments",
+        lambda: frozenset({"tensor_parallel_size", "data_parallel_size", "max_model_len", "dtype"}),
     )
 
 
@@ -224,6 +227,7 @@ def test_numerics_name_versions_and_what_can_move_a_number(make_backend: Callabl
             "no engine argument of that name; did you mean 'tensor_parallel_size'",
         ),
         ((("dtype", "float16"),), "use --dtype"),
+        ((("data_parallel_size", "0"),), "at least 1, got 0"),
         ((("max_model_len", "8"), ("max-model-len", "9")), "given twice"),
     ],
 )
@@ -251,3 +255,11 @@ def test_values_are_typed():
     assert [options._parse_value(text) for text in ("2", "0.9", "true", "False", "None", '{"a": 1}', "x")] == [
         2, 0.9, True, False, None, {"a": 1}, "x",
     ]  # fmt: skip
+
+
+def test_memory_is_told_as_a_share_of_all_there_is():
+    import psutil
+
+    share = engine._memory_arguments(2.0)["gpu_memory_utilization"]
+    assert share * psutil.virtual_memory().total == pytest.approx(2 * 2**30, rel=1e-6)
+    assert "gpu_memory_utilization" not in engine._memory_arguments(None)
