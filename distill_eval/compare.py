@@ -9,6 +9,7 @@ from typing import Any
 from distill_eval import provenance
 from distill_eval.analysis import compare_records, explain_records, records_frame
 from distill_eval.analysis.comparability import differences, run_facts
+from distill_eval.backends.openai.endpoint import check_endpoints
 from distill_eval.checkpoints import resolve_checkpoint
 from distill_eval.content import default_cache_dir
 from distill_eval.data import go_offline, read_manifest, resolve_data_dir
@@ -72,6 +73,7 @@ def run_comparison(
     check_writable(out)
     options = replace(options, data_dir=resolve_data_dir(options.data_dir))
     checkpoints = resolve_all(names, cache_dir, trusted)
+    check_endpoints(options, checkpoints)
     if options.data_dir is not None:  # after the checkpoints: this shuts the hub for models too
         go_offline(options.data_dir)
     reference = checkpoints[0]

@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_eval.cli.endpoints import (
+    ApiKeyEnv,
+    BaseUrl,
+    RequestRetries,
+    RequestsPerMinute,
+    RequestTimeout,
+    ServedModel,
+    parse_endpoint,
+)
 from distill_eval.cli.options import (
     HOW,
     RISK,
@@ -16,6 +25,7 @@ from distill_eval.cli.options import (
     AsJson,
     Attention,
     Backend,
+    BackendOption,
     BatchSize,
     CacheDir,
     DataDir,
@@ -26,6 +36,7 @@ from distill_eval.cli.options import (
     TasksDir,
     limit_option,
     parse_arms,
+    parse_backend_options,
     parse_max_memory,
     parse_max_new_tokens,
     parse_sampling,
@@ -125,6 +136,13 @@ def compare_command(
     attention: Attention = "sdpa",
     batch_size: BatchSize = None,
     max_memory: MaxMemory = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
+    requests_per_minute: RequestsPerMinute = None,
+    request_timeout: RequestTimeout = None,
+    request_retries: RequestRetries = None,
+    backend_option: BackendOption = None,
     data_dir: DataDir = None,
     tasks_dir: TasksDir = None,
     cache_dir: CacheDir = None,
@@ -200,6 +218,10 @@ def compare_command(
         attention=attention,
         batch_size=batch_size,
         max_memory_gib=parse_max_memory(max_memory),
+        endpoint=parse_endpoint(
+            base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
+        ),
+        backend_options=parse_backend_options(backend, backend_option),
         allow_unsandboxed_code=allow_unsandboxed_code,
         data_dir=data_dir,
         cache_dir=cache_dir,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_eval.cli.endpoints import ApiKeyEnv, BaseUrl, ServedModel, parse_endpoint
 from distill_eval.cli.options import (
     cache_dir_option,
     data_dir_option,
@@ -107,6 +108,9 @@ def gate_command(
             "--trust-remote-code", help="The candidate may run code of its own.", rich_help_panel=WHERE
         ),
     ] = False,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as JSON.", rich_help_panel=OUTPUT)
     ] = False,
@@ -162,6 +166,7 @@ def gate_command(
             cache_dir=cache_dir,
             max_memory_gib=parse_max_memory(max_memory),
             trusted=(candidate,) if trust_remote_code else (),
+            endpoint=parse_endpoint(base_url, served_model, api_key_env) if base_url else None,
         )
         if sequential and not names_run(baseline):
             names = split_names(tasks) if suite or tasks else asked.tasks

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from distill_eval.catalog import Suite
 
 NO_ARMS = "none"
+WITH_OPTIONS = ("vllm",)  # backends that hand --backend-option through
 WHAT, HOW, WHERE, RISK = "What to run", "How to prompt and sample", "Where and with what", "Permissions"
 
 
@@ -70,7 +72,12 @@ def max_memory_option(default: str, panel: str = WHERE) -> Any:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; no table, no bars.")]
 
-Backend = Annotated[str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="What runs the models: transformers, openai (a server) or fake.", rich_help_panel=WHERE
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)]
 DTYPES = "auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16."
 Dtype = Annotated[str, typer.Option(help=DTYPES, rich_help_panel=WHERE)]
@@ -80,7 +87,18 @@ Attention = Annotated[
 BatchSize = Annotated[
     int | None,
     typer.Option(
-        help="Most sequences at once. Default: by token budget.", callback=_at_least_1, rich_help_panel=WHERE
+        help="Most sequences at once. Default: by token budget; 16 to a server.",
+        callback=_at_least_1,
+        rich_help_panel=WHERE,
+    ),
+]
+BackendOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Handed through to the backend's engine, as in tensor_parallel_size=2. May be repeated.",
+        metavar="KEY=VALUE",
+        rich_help_panel=WHERE,
+        show_default=False,
     ),
 ]
 MaxMemory = Annotated[str | None, max_memory_option("what is free.")]
@@ -134,6 +152,21 @@ def parse_seeds(text: str | None, suite: "Suite | None") -> tuple[int, ...]:
     if len(set(seeds)) != len(seeds):
         raise OptionError(f"--seeds must differ from one another, got '{text}'")
     return seeds
+
+
+def parse_backend_options(backend: str, given: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of ``--backend-option KEY=VALUE``; what they mean, the backend knows."""
+    if given and backend not in WITH_OPTIONS:
+        raise OptionError(
+            f"--backend-option {given[0]}: the {backend} backend takes none; {', '.join(WITH_OPTIONS)} does"
+        )
+    pairs = []
+    for text in given or ():
+        key, sign, value = text.partition("=")
+        if not key or not sign:
+            raise OptionError(f"--backend-option takes KEY=VALUE, as in tensor_parallel_size=2; got '{text}'")
+        pairs.append((key, value))
+    return tuple(pairs)
 
 
 def parse_sampling(

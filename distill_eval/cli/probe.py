@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distill_eval.cli.endpoints import ApiKeyEnv, BaseUrl, ServedModel, parse_endpoint
 from distill_eval.cli.options import (
     DTYPES,
     RISK,
@@ -47,6 +48,9 @@ def probe_command(
         ),
     ] = "auto",
     attention: Attention = "sdpa",
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
     cache_dir: Annotated[
         Path | None,
         cache_dir_option("Where `compare` finds these results again. Default: ~/.cache/distill-eval."),
@@ -91,9 +95,15 @@ def probe_command(
     if not checkpoints:
         raise OptionError("probe needs a checkpoint: distill-eval probe ./student")
     options = RunOptions(
-        backend=backend, device=device, dtype=dtype, attention=attention, cache_dir=cache_dir
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        endpoint=parse_endpoint(base_url, served_model, api_key_env),
+        cache_dir=cache_dir,
     )
 
+    from distill_eval.backends.openai.endpoint import check_endpoints
     from distill_eval.cli.progress import ProgressBars
     from distill_eval.compare import resolve_all
     from distill_eval.content import default_cache_dir
@@ -102,6 +112,7 @@ def probe_command(
 
     folder = cache_dir or default_cache_dir()
     found = resolve_all(checkpoints, folder, tuple(trust_remote_code or ()))
+    check_endpoints(options, found)
     store = ResponseStore(folder / "responses.sqlite")
     results = []
     try:

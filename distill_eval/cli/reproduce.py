@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_eval.cli.endpoints import (
+    ApiKeyEnv,
+    BaseUrl,
+    RequestRetries,
+    RequestsPerMinute,
+    RequestTimeout,
+    ServedModel,
+    parse_endpoint,
+)
 from distill_eval.cli.options import (
     HOW,
     RISK,
@@ -15,6 +24,7 @@ from distill_eval.cli.options import (
     AllowUnsandboxedCode,
     AsJson,
     Backend,
+    BackendOption,
     BatchSize,
     CacheDir,
     DataDir,
@@ -24,6 +34,7 @@ from distill_eval.cli.options import (
     MaxMemory,
     TasksDir,
     limit_option,
+    parse_backend_options,
     parse_max_memory,
     parse_sampling,
     parse_seeds,
@@ -122,6 +133,13 @@ def reproduce_command(
     dtype: Dtype = "auto",
     batch_size: BatchSize = None,
     max_memory: MaxMemory = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
+    requests_per_minute: RequestsPerMinute = None,
+    request_timeout: RequestTimeout = None,
+    request_retries: RequestRetries = None,
+    backend_option: BackendOption = None,
     data_dir: DataDir = None,
     tasks_dir: TasksDir = None,
     cache_dir: CacheDir = None,
@@ -180,6 +198,10 @@ def reproduce_command(
             dtype=dtype,
             batch_size=batch_size,
             max_memory_gib=parse_max_memory(max_memory),
+            endpoint=parse_endpoint(
+                base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
+            ),
+            backend_options=parse_backend_options(backend, backend_option),
             allow_unsandboxed_code=allow_unsandboxed_code,
             data_dir=data_dir,
             cache_dir=cache_dir,

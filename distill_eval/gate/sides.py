@@ -13,6 +13,7 @@ from distill_eval.content import default_cache_dir
 from distill_eval.errors import OptionError, StoreError, TaskError, did_you_mean
 from distill_eval.runs import MANIFEST, RESULTS
 from distill_eval.schema.efficiency import Efficiency
+from distill_eval.schema.endpoint import EndpointOptions
 from distill_eval.schema.gate import REFUSAL, Difference, Side
 from distill_eval.schema.requests import Sampling
 from distill_eval.schema.run import RunOptions
@@ -50,6 +51,7 @@ class Evaluation:
     cache_dir: Path | None = None
     max_memory_gib: float | None = None
     trusted: tuple[str, ...] = ()
+    endpoint: EndpointOptions | None = None
     tasks: tuple[TaskSpec, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
 
@@ -236,6 +238,7 @@ def _options(recorded: dict[str, Any], evaluation: Evaluation, folder: Path) -> 
     values = {name: value for name, value in recorded.items() if name in names}
     try:
         values["sampling"] = Sampling(**values.get("sampling", {}))
+        values["endpoint"] = evaluation.endpoint or _endpoint(values.get("endpoint", {}))
         values["seeds"] = tuple(values.get("seeds", RunOptions().seeds))
     except TypeError as error:
         raise StoreError(
@@ -249,3 +252,8 @@ def _options(recorded: dict[str, Any], evaluation: Evaluation, folder: Path) -> 
         values["max_memory_gib"] = evaluation.max_memory_gib
     values |= {"arms": (), "chat_template": None}
     return RunOptions(**values)
+
+
+def _endpoint(recorded: dict[str, Any]) -> EndpointOptions:
+    lists = {name: tuple(recorded.get(name, ())) for name in ("base_urls", "served_models")}
+    return EndpointOptions(**{**recorded, **lists})
