@@ -14,6 +14,7 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 COMMANDS = {
+    "bench-backends": "distill_eval.cli.bench_backends:bench_command",
     "compare": "distill_eval.cli.compare:compare_command",
     "export": "distill_eval.cli.interchange:export_command",
     "gate": "distill_eval.cli.gate:gate_command",

@@ -16,7 +16,8 @@ def test_version(command: Callable) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["compare", "export", "gate", "import", "prefetch", "probe", "reproduce", "tasks"]
+    "name",
+    ["bench-backends", "compare", "export", "gate", "import", "prefetch", "probe", "reproduce", "tasks"],
 )
 def test_help_of_every_command(command: Callable, name: str) -> None:
     result = command(name, "--help")

@@ -218,7 +218,10 @@ class OpenAIBackend:
 
     def _check_length(self, num_given: int, num_new: int, served: int | None) -> None:
         """Raise BackendError where a text does not fit the model's positions or the server's context."""
-        most, owner = served, f"{self.endpoint.url} has room for; start it with a longer context (--max-model-len)"
+        most, owner = (
+            served,
+            f"{self.endpoint.url} has room for; start it with a longer context (--max-model-len)",
+        )
         if most is None:
             most, owner = self.checkpoint.max_positions, "the checkpoint has positions for"
         if most is not None and num_given + num_new > most:

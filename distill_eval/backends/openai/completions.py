@@ -187,7 +187,9 @@ def to_response(
     cuts = [text.index(stop) for stop in request.stop if stop in text]
     if cuts:
         text, reason = text[: min(cuts)], "stop_string"
-    elif reason == "stop_string":  # seen in the server's own rendering of the tokens, which may differ at the start
+    elif (
+        reason == "stop_string"
+    ):  # seen in the server's own rendering of the tokens, which may differ at the start
         text = generated.text
     if generated.tokens is None and reason == "stop" and end_token is not None:
         tokens = (*tokens, end_token)

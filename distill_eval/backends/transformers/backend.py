@@ -2,13 +2,15 @@
 
 import gc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
 from distill_eval.backends.base import FLOAT32, PathUnavailable
-from distill_eval.backends.transformers import decoding, model, opening, padded, paths, scoring
+from distill_eval.backends.transformers import decoding, memory, model, opening, padded, paths, scoring
+from distill_eval.backends.transformers.costs import Costs, estimate_costs, measure_costs
 from distill_eval.backends.transformers.ragged import RaggedModel
 from distill_eval.backends.transformers.stopping import full_decoder, part_decoder
 from distill_eval.checkpoints.architectures import architecture_numerics, first_line
@@ -20,12 +22,7 @@ from distill_eval.schema.run import RunOptions
 # Raised whenever a change of this package can move a number: it is part of every cache key.
 REVISION = 4
 
-# Tokens read at once when scoring or taking in prompts, inputs in a scoring batch, and sequences generated at once with
-# their tokens in all. On the CPU a few hundred tokens keep the cores busy; a GPU wants a lot at once.
-READ_TOKENS = {"cpu": 2048, "cuda": 32768}
-SCORE_ROWS = {"cpu": 1024, "cuda": 8192}
-GENERATE_ROWS = {"cpu": 32, "cuda": 512}
-GENERATE_TOKENS = {"cpu": 32768, "cuda": 1048576}
+SCORE_ROWS = {"cpu": 1024, "cuda": 16384}  # inputs in a scoring batch, which is committed as one
 
 
 class TransformersBackend:
@@ -48,6 +45,10 @@ class TransformersBackend:
         self._notes: list[str] = []
         self._kind = self.device.partition(":")[0]
         self._batch_size = options.batch_size
+        memory.check_max_memory(options.max_memory_gib)
+        self._max_memory = options.max_memory_gib
+        self._costs: Costs | None = None  # measured once the model is loaded
+        self._budget: memory.ScoringBudget | None = None
         # Most tokens that went through since memory ran out, None while it never has.
         self._score_limit: int | None = None
         self._generate_limit: int | None = None
@@ -99,7 +100,7 @@ class TransformersBackend:
             requests = [batch[index] for index in part]
             inputs = {scoring.row_tokens(request) for request in requests}
             size = sum(map(len, inputs))
-            if len(inputs) > 1 and self._score_limit is not None and size > self._score_limit:
+            if not self._fits(requests, len(inputs), size):
                 todo += _halves_by_input(part, batch)
                 continue
             try:
@@ -117,19 +118,55 @@ class TransformersBackend:
         return [response for response in responses if response is not None]
 
     def _score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
-        loaded = self._load()
+        loaded, costs = self._load()
+        budget = self._scoring_budget()
         if self._ragged is None:
+            # Here every position has its logits.
+            each = costs.per_token + costs.per_logits
+            room = max(0, memory.usable_memory(self.device, self._max_memory) - costs.per_pass) // each
             max_tokens, max_rows = self._score_batch(requests)
-            return padded.score_rows(loaded, requests, max_tokens=max_tokens, max_rows=max_rows)
+            return padded.score_rows(loaded, requests, max_tokens=min(max_tokens, room), max_rows=max_rows)
         if self._header_states is None:
-            most = READ_TOKENS[self._kind]
-            self._header_states = scoring.HeaderStates(self._ragged, self._headers, most)
-        return scoring.score_batch(self._ragged, requests, self._header_states)
+            self._header_states = scoring.HeaderStates(self._ragged, self._headers, budget.num_tokens)
+        return scoring.score_batch(self._ragged, requests, self._header_states, num_logits=budget.num_logits)
+
+    def _fits(self, requests: Sequence[ScoreRequest], num_inputs: int, size: int) -> bool:
+        """Whether a batch of ``size`` tokens can be read at once; raises BackendError where one input cannot."""
+        if num_inputs > 1 and self._score_limit is not None and size > self._score_limit:
+            return False
+        _, costs = self._load()
+        budget = self._scoring_budget()
+        longest = max(len(scoring.row_tokens(request)) for request in requests)
+        num_tokens = min(size, max(budget.num_tokens, longest))
+        num_logits = min(budget.num_logits, sum(len(request.continuation) for request in requests))
+        needed = memory.scoring_bytes(
+            costs,
+            num_tokens=num_tokens,
+            num_logits=num_logits,
+            num_kept=num_tokens,
+            num_states=num_inputs,
+            width=longest,
+        )
+        usable = memory.usable_memory(self.device, self._max_memory)
+        if needed <= usable:
+            return True
+        if num_inputs > 1:
+            return False
+        what = f"to score a text of {longest} tokens"
+        raise memory.not_enough_memory(
+            self._where(), what, needed, usable, self.device, costs, self._max_memory
+        )
+
+    def _scoring_budget(self) -> memory.ScoringBudget:
+        if self._budget is None:
+            costs = estimate_costs(self.checkpoint, self.dtype)
+            self._budget = memory.plan_scoring(costs, self.device, self._max_memory)
+        return self._budget
 
     def _score_batch(self, requests: Sequence[ScoreRequest]) -> tuple[int, int]:
         """Return the most tokens and inputs of a scoring batch."""
         if self._batch_size is None:
-            return READ_TOKENS[self._kind], SCORE_ROWS[self._kind]
+            return self._scoring_budget().num_tokens, SCORE_ROWS[self._kind]
         longest = max((len(scoring.row_tokens(request)) for request in requests), default=1)
         return longest * self._batch_size, self._batch_size
 
@@ -161,30 +198,37 @@ class TransformersBackend:
 
     def _streams(self, requests: Sequence[GenerateRequest], left: list[int]) -> Iterator[tuple]:
         """Yield (indices, rows, width, responses by position) of what is generated together, one after another."""
-        self._load()
-        max_rows, max_tokens = self._batch_size or GENERATE_ROWS[self._kind], GENERATE_TOKENS[self._kind]
-        if self._batch_size is not None:
-            max_tokens = max_rows * max(decoding.generated_width(requests[index]) for index in left)
-        max_tokens = min(max_tokens, self._generate_limit or max_tokens)
+        loaded, costs = self._load()
+        tokenizer = self._load_tokenizer()
         todo = [requests[index] for index in left]
-        for wave in decoding.plan_waves(todo, max_slots=max_rows, max_tokens=max_tokens):
-            if self._ragged is None:
-                for start in range(0, len(wave.indices), wave.num_slots):
-                    part = wave.indices[start : start + wave.num_slots]
-                    stream = padded.generate_batch(
-                        self._model,
-                        [todo[index] for index in part],
-                        stop_tokens=self.stop_tokens,
-                        decode=full_decoder(self._load_tokenizer()),
-                    )
-                    yield [left[index] for index in part], len(part), wave.capacity, stream
-            else:
-                tokenizer = self._load_tokenizer()
+        for wave in decoding.plan_waves(todo):
+            budget = memory.plan_generation(
+                costs,
+                self.device,
+                num_requests=len(wave),
+                longest=decoding.generated_width(todo[wave[0]]),
+                longest_prompt=max(len(todo[index].prompt) for index in wave),
+                where=self._where(),
+                max_memory_gib=self._max_memory,
+                most_slots=self._batch_size,
+            )
+            if self._generate_limit is not None:
+                most = max(1, self._generate_limit // budget.capacity)
+                budget = replace(budget, num_slots=min(budget.num_slots, most))
+            if self._ragged is not None:
                 ending = decoding.Ending(self.stop_tokens, full_decoder(tokenizer), part_decoder(tokenizer))
-                stream = decoding.generate_wave(
-                    self._ragged, todo, wave, ending, read_tokens=READ_TOKENS[self._kind]
+                stream = decoding.generate_wave(self._ragged, todo, wave, ending, budget)
+                yield left, budget.num_slots, budget.capacity, stream
+                continue
+            for start in range(0, len(wave), budget.num_slots):
+                part = wave[start : start + budget.num_slots]
+                stream = padded.generate_batch(
+                    loaded,
+                    [todo[index] for index in part],
+                    stop_tokens=self.stop_tokens,
+                    decode=full_decoder(tokenizer),
                 )
-                yield left, wave.num_slots, wave.capacity, stream
+                yield [left[index] for index in part], len(part), budget.capacity, stream
 
     def run_path(
         self, path: str, rows: Sequence[Sequence[int]], starts: Sequence[int] = ()
@@ -193,7 +237,7 @@ class TransformersBackend:
         try:
             if path == FLOAT32:
                 return self._run_float32(rows)
-            return paths.PATHS[path](self._load(), rows, starts)
+            return paths.PATHS[path](self._load()[0], rows, starts)
         except Exception as error:
             if not model.is_out_of_memory(error):
                 raise
@@ -205,15 +249,17 @@ class TransformersBackend:
         self._model = self._ragged = self._header_states = None
         self._free_memory()
 
-    def _load(self):
-        if self._model is None:
+    def _load(self) -> tuple[Any, Costs]:
+        """Return the model and what it costs."""
+        if self._model is None or self._costs is None:
             self._model = model.load_model(
                 self.checkpoint, device=self.device, dtype=self.dtype, attention=self.attention
             )
+            self._costs = measure_costs(self._model)
             self._ragged, reason = opening.open_ragged(self._model)
             if reason:
                 self._notes.append(f"{self.checkpoint.label}: every text is read by itself: {reason}")
-        return self._model
+        return self._model, self._costs
 
     def _run_float32(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         # Flash attention has no float32.
@@ -273,7 +319,7 @@ class TransformersBackend:
         )
 
     def _check_vocabulary(self, largest: int) -> None:
-        size = self._load().get_input_embeddings().weight.shape[0]
+        size = self._load()[0].get_input_embeddings().weight.shape[0]
         if largest >= size:
             raise BackendError(
                 f"{self._where()}: token id {largest} lies outside the model's {size} embeddings; its"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from distill_eval.backends.transformers.memory import GenerationBudget
 from distill_eval.backends.transformers.prefixes import find_headers
 from distill_eval.backends.transformers.ragged import RaggedModel
 from distill_eval.backends.transformers.sampling import pick_tokens, request_noise_key
@@ -29,17 +30,8 @@ REFILL_SHARE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Wave:
-    """Requests (indices) of one sampling and similar width that share slots of ``capacity`` tokens."""
-
-    indices: list[int]
-    num_slots: int
-    capacity: int
-
-
-def plan_waves(requests: Sequence[GenerateRequest], *, max_slots: int, max_tokens: int) -> list[Wave]:
-    """Cut requests into waves, longest first; slots of a wave hold at most ``max_tokens`` tokens together."""
+def plan_waves(requests: Sequence[GenerateRequest]) -> list[list[int]]:
+    """Cut requests (indices) into waves of one sampling and similar width, the widest first: they share slots."""
 
     def order(index: int):
         request = requests[index]
@@ -49,19 +41,12 @@ def plan_waves(requests: Sequence[GenerateRequest], *, max_slots: int, max_token
 
     waves: list[list[int]] = []
     for index in sorted(range(len(requests)), key=order):
-        first = requests[waves[-1][0]] if waves else None
-        if (
-            first is None
-            or order(index)[0] != order(waves[-1][0])[0]
-            or 2 * generated_width(requests[index]) < generated_width(first)
-        ):
+        first = waves[-1][0] if waves else index
+        wide = 2 * generated_width(requests[index]) >= generated_width(requests[first])
+        if not waves or order(index)[0] != order(first)[0] or not wide:
             waves.append([])
         waves[-1].append(index)
-    made = []
-    for indices in waves:
-        capacity = generated_width(requests[indices[0]])
-        made.append(Wave(indices, max(1, min(max_slots, max_tokens // capacity, len(indices))), capacity))
-    return made
+    return waves
 
 
 def generated_width(request: GenerateRequest) -> int:
@@ -102,21 +87,20 @@ class Generation:
         self,
         model: RaggedModel,
         requests: Sequence[GenerateRequest],
-        wave: Wave,
+        wave: Sequence[int],
         ending: Ending,
-        *,
-        read_tokens: int,
+        budget: GenerationBudget,
     ) -> None:
         self._model = model
         self._ending = ending
-        self._read_tokens = read_tokens
-        self._sampling = requests[wave.indices[0]].sampling
+        self._read_tokens = budget.prefill_tokens
+        self._sampling = requests[wave[0]].sampling
         self._stops: dict[tuple[str, ...], StopStrings] = {}
-        self._queue = deque(self._row(index, requests[index]) for index in wave.indices)
-        prompts = sorted({requests[index].prompt[:-1] for index in wave.indices} - {()})
+        self._queue = deque(self._row(index, requests[index]) for index in wave)
+        prompts = sorted({requests[index].prompt[:-1] for index in wave} - {()})
         headers = find_headers(prompts, 0)
         self._headers = HeaderStates(model, headers, sum(map(len, headers)))
-        self._slots = make_slots(model, wave.num_slots, wave.capacity)
+        self._slots = make_slots(model, budget.num_slots, budget.capacity)
         self._stepper = Stepper(self._slots, self._sampling)
         self._active: list[_Row] = []  # by slot
         self._steps: deque[tuple[list[_Row], Step]] = deque()  # launched and not yet looked at
@@ -232,10 +216,9 @@ class Generation:
 def generate_wave(
     model: RaggedModel,
     requests: Sequence[GenerateRequest],
-    wave: Wave,
+    wave: Sequence[int],
     ending: Ending,
-    *,
-    read_tokens: int,
+    budget: GenerationBudget,
 ) -> Iterator[tuple[int, GenerateResponse]]:
-    """Yield (index, response) as each request of ``wave`` finishes; prompts are read ``read_tokens`` at a time."""
-    yield from Generation(model, requests, wave, ending, read_tokens=read_tokens)
+    """Yield (index, response) as each request of ``wave`` finishes."""
+    yield from Generation(model, requests, wave, ending, budget)

@@ -128,6 +128,7 @@ class RaggedModel:
         strip.recurrent = {layer: cache.layers[layer] for layer in self.recurrent_layers}
         return segments, output[0]
 
+    @torch.inference_mode()
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -152,6 +153,7 @@ class RaggedModel:
                 kept = torch.arange(input_ids.shape[1], device=self.device)[kept]
             return self.model(**arguments, logits_to_keep=kept).logits
 
+    @torch.inference_mode()
     def logits(self, output: torch.Tensor) -> torch.Tensor:
         """Return the logits [..., V] of what ``read`` or ``forward`` returned, or of a part of it."""
         return output if self._head is None else self._head(output)

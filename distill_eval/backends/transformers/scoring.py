@@ -111,9 +111,9 @@ class HeaderStates:
 
 @torch.inference_mode()
 def score_batch(
-    model: RaggedModel, requests: Sequence[ScoreRequest], headers: HeaderStates
+    model: RaggedModel, requests: Sequence[ScoreRequest], headers: HeaderStates, *, num_logits: int
 ) -> list[ScoreResponse]:
-    """Score all ``requests``; the result is in their order."""
+    """Score all ``requests``, with logits of ``num_logits`` places at a time; the result is in their order."""
     by_header: dict[Segment | None, set[Tokens]] = {}
     header_of = {context: headers.find(context) for context in sorted({r.context for r in requests})}
     for request in requests:
@@ -129,7 +129,7 @@ def score_batch(
             if depth == len(levels):
                 levels.append([])
             levels[depth] += [(header, len(trees) - 1, node) for node in nodes]
-    targets = _Targets()
+    targets = _Targets(num_logits)
     for request in requests:
         tree, row = places[header_of[request.context], row_tokens(request)]
         targets.add(tree, trees[tree][1].path(row), trees[tree][1].nodes, request)
@@ -153,7 +153,8 @@ def score_batch(
 class _Targets:
     """Which token is asked for after which place, and the answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_logits: int) -> None:
+        self._num_logits = num_logits
         self._asked: dict[tuple[int, int], dict[int, list[tuple[int, int]]]] = {}
         self._number = 0
         self._order: list[int] = []
@@ -185,13 +186,12 @@ class _Targets:
                 self._order.append(number)
                 row_of.append(row)
                 tokens.append(token)
-        step = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
         first = 0
-        for start in range(0, len(asked), step):
+        for start in range(0, len(asked), self._num_logits):
             last = first
-            while last < len(row_of) and row_of[last] < start + step:
+            while last < len(row_of) and row_of[last] < start + self._num_logits:
                 last += 1
-            logits = model.logits(output[start : start + step]).float()
+            logits = model.logits(output[start : start + self._num_logits]).float()
             index = torch.tensor([row_of[first:last], tokens[first:last]], device=logits.device)
             self._answers.append(read_targets(logits, index[0] - start, index[1]))
             first = last

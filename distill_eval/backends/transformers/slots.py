@@ -51,6 +51,7 @@ class Slots:
         self._mask: torch.Tensor | None = None
         self._groups: list[tuple[Segment, torch.Tensor | slice]] = []
 
+    @torch.inference_mode()
     def insert(self, segments: Sequence[Segment]) -> None:
         """Put sequences behind the active ones."""
         first, self.num_active = self.num_active, self.num_active + len(segments)
@@ -65,6 +66,7 @@ class Slots:
         self._parents += [segment.parent for segment in segments]
         self._group()
 
+    @torch.inference_mode()
     def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
         """Free the slots ``rows``; return which slot's sequence moved to which, in order."""
         moves, freed = [], set(rows)
@@ -90,6 +92,7 @@ class Slots:
         self._group()
         return moves
 
+    @torch.inference_mode()
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token to every active sequence (``tokens`` [B]); return the logits [B, V] of the next."""
         count = tokens.shape[0]
@@ -217,6 +220,7 @@ class FlashSlots(Slots):
         self._ends = torch.arange(num_slots + 1, dtype=torch.int32, device=model.device)
         self._static: dict[tuple[int, str], torch.Tensor] = {}
 
+    @torch.inference_mode()
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         count = tokens.shape[0]
         for (layer, name), states in self._static.items():

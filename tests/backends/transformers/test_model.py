@@ -136,11 +136,11 @@ class TestOutOfMemory:
         sizes = []
         real = scoring.score_batch
 
-        def limited(model: Any, batch: Any, headers: Any) -> Any:
+        def limited(model: Any, batch: Any, headers: Any, **options: Any) -> Any:
             sizes.append(len(batch))
             if len(batch) > 6:
                 raise error
-            return real(model, batch, headers)
+            return real(model, batch, headers, **options)
 
         monkeypatch.setattr(scoring, "score_batch", limited)
         backend = make_backend()
@@ -189,7 +189,7 @@ class TestOutOfMemory:
     def test_nothing_left_to_halve(
         self, error: Exception, make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ):
-        def full(*_: Any) -> Any:
+        def full(*_: Any, **__: Any) -> Any:
             raise error
 
         monkeypatch.setattr(scoring, "score_batch", full)
@@ -201,7 +201,7 @@ class TestOutOfMemory:
 
 
 def test_other_errors_are_one_line(make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shapes do not match\nmore")
 
     monkeypatch.setattr(scoring, "score_batch", broken)

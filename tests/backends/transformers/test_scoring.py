@@ -62,7 +62,7 @@ def test_every_token_is_read_once(model: Any, monkeypatch: pytest.MonkeyPatch):
     assert len(plan.batches) > 3
     headers = scoring.HeaderStates(read, plan.headers, 10_000)
     for batch in plan.batches:
-        scoring.score_batch(read, [requests[index] for index in batch], headers)
+        scoring.score_batch(read, [requests[index] for index in batch], headers, num_logits=99)
     distinct = {row_tokens(request)[: n + 1] for request in requests for n in range(len(row_tokens(request)))}
     asked = {
         (request.context + request.continuation)[:n]
@@ -85,7 +85,7 @@ def test_headers_are_kept_within_bounds(model: Any):
     assert len(plan.headers) >= 4
     states = scoring.HeaderStates(read, plan.headers, longest)
     for batch in plan.batches:
-        answers = scoring.score_batch(read, [requests[index] for index in batch], states)
+        answers = scoring.score_batch(read, [requests[index] for index in batch], states, num_logits=99)
         for index, answer in zip(batch, answers, strict=True):
             assert answer.logprob == pytest.approx(plain_logprob(model, requests[index])[0], abs=1e-4)
         assert sum(map(len, states._read)) <= longest
@@ -97,11 +97,10 @@ def test_logits_are_made_a_few_at_a_time(model: Any, monkeypatch: pytest.MonkeyP
     assert read is not None
     sizes = []
     real = scoring.read_targets
-    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 5 * read.config.vocab_size)
     monkeypatch.setattr(
         scoring, "read_targets", lambda logits, *rest: sizes.append(len(logits)) or real(logits, *rest)
     )
-    answers = scoring.score_batch(read, requests, scoring.HeaderStates(read, [], 0))
+    answers = scoring.score_batch(read, requests, scoring.HeaderStates(read, [], 0), num_logits=5)
     assert max(sizes) == 5
     assert len(sizes) > 10
     for request, answer in zip(requests, answers, strict=True):
