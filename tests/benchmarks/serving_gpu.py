@@ -16,10 +16,12 @@ Needs the plug-in's entry point; where the project is not installed, one is put 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--decode-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--limit-s", type=float, default=300, help="seconds for one engine")
     parser.add_argument("--eager", action="store_true", help="vLLM without torch.compile and CUDA graphs")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
@@ -55,9 +58,9 @@ def main() -> None:
         make_student(arguments)
     for stage in ("agree", "speed"):
         if getattr(arguments, stage):
-            figures = run_agree(arguments) if stage == "agree" else run_speed(arguments)
-            if arguments.out:
-                arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            for figures in run_agree(arguments) if stage == "agree" else run_speed(arguments):
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def say(text: str) -> None:
@@ -79,7 +82,8 @@ def make_student(arguments: argparse.Namespace) -> None:
     folder, layers = arguments.make_student, None
     torch.manual_seed(0)
     if arguments.teacher in SIZES:
-        teacher, layers = Qwen3ForCausalLM(Qwen3Config(**SIZES[arguments.teacher])), ATTENTION_LAYERS
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            teacher, layers = Qwen3ForCausalLM(Qwen3Config(**SIZES[arguments.teacher])), ATTENTION_LAYERS
         tokenizer = None
     else:
         teacher = AutoModelForCausalLM.from_pretrained(arguments.teacher)
@@ -103,7 +107,7 @@ def make_student(arguments: argparse.Namespace) -> None:
 
 
 def run_worker(worker: str, folder: Path, arguments: argparse.Namespace) -> Any:
-    """Run ``worker`` on ``folder`` in a fresh process and return what it wrote; None where it failed."""
+    """Run ``worker`` on ``folder`` in a fresh process and return what it wrote; None where that is nothing."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "figures.json"
         command = [sys.executable, "-m", "tests.benchmarks.serving_gpu", "--worker", worker]
@@ -120,9 +124,16 @@ def run_worker(worker: str, folder: Path, arguments: argparse.Namespace) -> Any:
             command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
         command += ["--eager"] * arguments.eager
         say(f"{worker} {folder}")
-        status = subprocess.run(command, cwd=ROOT, env=environment(Path(scratch))).returncode
-        if status or not out.exists():
-            say(f"{worker} {folder}: FAILED with status {status}")
+        # In a session of its own, so that an engine's processes end with it.
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(Path(scratch)), start_new_session=True)
+        try:
+            status: Any = process.wait(arguments.limit_s)
+        except subprocess.TimeoutExpired:
+            status = "time ran out"
+            os.killpg(process.pid, signal.SIGKILL)
+        if status:
+            say(f"{worker} {folder}: FAILED: {status}")
+        if not out.exists():
             return None
         return json.loads(out.read_text(encoding="utf-8"))
 
@@ -172,18 +183,20 @@ def open_vllm(arguments: argparse.Namespace, **options: Any) -> Any:
 # ---- agreement
 
 
-def run_agree(arguments: argparse.Namespace) -> dict[str, Any]:
+def run_agree(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the figures after each model."""
     figures: dict[str, Any] = {"dtype": arguments.dtype, "eager": arguments.eager, "models": {}}
     for folder in arguments.agree:
         answers = {name: run_worker(name, folder, arguments) for name in ("vllm", "transformers")}
         if None in answers.values():
             figures["models"][str(folder)] = "failed"
+            yield figures
             continue
         figures["models"][str(folder)] = found = compare(answers["vllm"], answers["transformers"])
         say(f"{folder}: {json.dumps({key: value for key, value in found.items() if key != 'differences'})}")
         for row in found["differences"]:
             say(f"    {row}")
-    return figures
+        yield figures
 
 
 def compare(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -288,9 +301,12 @@ def agree_transformers(arguments: argparse.Namespace) -> None:
 # ---- speed
 
 
-def run_speed(arguments: argparse.Namespace) -> dict[str, Any]:
-    found = {str(folder): run_worker("speed", folder, arguments) for folder in arguments.speed}
-    return {"dtype": arguments.dtype, "eager": arguments.eager, "models": found}
+def run_speed(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the figures after each model."""
+    figures: dict[str, Any] = {"dtype": arguments.dtype, "eager": arguments.eager, "models": {}}
+    for folder in arguments.speed:
+        figures["models"][str(folder)] = run_worker("speed", folder, arguments)
+        yield figures
 
 
 def measure_speed(arguments: argparse.Namespace) -> None:

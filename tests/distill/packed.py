@@ -104,3 +104,34 @@ def packed_attention(module, query, key, value, attention_mask, scaling=None, ra
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, packed_attention)
+
+
+PREFIXES = (40, 1, 9)
+PARENTS = [2, 0, 0, 1, 2, 0]
+PIECES = (1, 5, 33, 2, 17, 3)
+NUM_STEPS = 2
+
+
+def some_tokens(num: int, seed: int) -> torch.Tensor:
+    return torch.randint(1, 97, (1, num), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def read_in_parts(student: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Prefixes packed, then continued by several sequences each, packed, then by steps; tokens and logits of each."""
+    engine = Engine(student)
+    prefixes = [some_tokens(n, seed).to(student.device) for seed, n in enumerate(PREFIXES)]
+    pieces = [some_tokens(n, 10 + seed).to(student.device) for seed, n in enumerate(PIECES)]
+    steps = [some_tokens(len(PIECES), 20 + seed).T.to(student.device) for seed in range(NUM_STEPS)]
+    of_prefixes = engine.prefill(prefixes)
+    engine.select(PARENTS)
+    of_pieces = engine.prefill(pieces)
+    of_steps = [engine.step(step) for step in steps]
+
+    def whole(of_prefixes, of_pieces, of_steps):
+        return [
+            torch.cat([of_prefixes[parent], of_pieces[row], *(s[row : row + 1] for s in of_steps)], dim=1)
+            for row, parent in enumerate(PARENTS)
+        ]
+
+    return whole(prefixes, pieces, steps), whole(of_prefixes, of_pieces, of_steps)

@@ -7,41 +7,10 @@ from transformers.cache_utils import Cache
 
 from distill.cache import RecurrentLayer
 from tests.distill.conftest import SHAPES, worst
-from tests.distill.packed import ATTENTION, Bystander, Engine
+from tests.distill.packed import ATTENTION, PIECES, Bystander, Engine, read_in_parts, some_tokens
 
 MIXERS = ("kda", "mamba2", "gated_deltanet")
 BAR = 2e-5
-PREFIXES = (40, 1, 9)
-PARENTS = [2, 0, 0, 1, 2, 0]
-PIECES = (1, 5, 33, 2, 17, 3)
-NUM_STEPS = 2
-
-
-def some_tokens(num: int, seed: int) -> torch.Tensor:
-    return torch.randint(1, 97, (1, num), generator=torch.Generator().manual_seed(seed))
-
-
-def read_in_parts(student) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Prefixes packed, then continued by several sequences each, packed, then by steps; tokens and logits of each."""
-    engine = Engine(student)
-    prefixes = [some_tokens(n, seed) for seed, n in enumerate(PREFIXES)]
-    pieces = [some_tokens(n, 10 + seed) for seed, n in enumerate(PIECES)]
-    steps = [some_tokens(len(PIECES), 20 + seed).T for seed in range(NUM_STEPS)]
-    with torch.no_grad():
-        of_prefixes = engine.prefill(prefixes)
-        engine.select(PARENTS)
-        of_pieces = engine.prefill(pieces)
-        of_steps = [engine.step(step) for step in steps]
-    rows = range(len(PIECES))
-    tokens = [
-        torch.cat([prefixes[parent], pieces[row], *(s[row : row + 1] for s in steps)], dim=1)
-        for row, parent in zip(rows, PARENTS, strict=True)
-    ]
-    logits = [
-        torch.cat([of_prefixes[parent], of_pieces[row], *(s[row : row + 1] for s in of_steps)], dim=1)
-        for row, parent in zip(rows, PARENTS, strict=True)
-    ]
-    return tokens, logits
 
 
 def check_against_alone(student) -> None:
