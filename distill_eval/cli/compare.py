@@ -135,10 +135,6 @@ def compare_command(
     dtype: Dtype = "auto",
     attention: Attention = "sdpa",
     batch_size: BatchSize = None,
-<<<<<<< HEAD
-    max_memory: MaxMemory = None,
-=======
->>>>>>> main
     base_url: BaseUrl = None,
     served_model: ServedModel = None,
     api_key_env: ApiKeyEnv = None,
@@ -146,10 +142,7 @@ def compare_command(
     request_timeout: RequestTimeout = None,
     request_retries: RequestRetries = None,
     backend_option: BackendOption = None,
-<<<<<<< HEAD
-=======
     max_memory: MaxMemory = None,
->>>>>>> main
     data_dir: DataDir = None,
     tasks_dir: TasksDir = None,
     cache_dir: CacheDir = None,
@@ -224,18 +217,11 @@ def compare_command(
         dtype=dtype,
         attention=attention,
         batch_size=batch_size,
-<<<<<<< HEAD
-        max_memory_gib=parse_max_memory(max_memory),
-=======
->>>>>>> main
         endpoint=parse_endpoint(
             base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
         ),
         backend_options=parse_backend_options(backend, backend_option),
-<<<<<<< HEAD
-=======
         max_memory_gib=parse_max_memory(max_memory),
->>>>>>> main
         allow_unsandboxed_code=allow_unsandboxed_code,
         data_dir=data_dir,
         cache_dir=cache_dir,
