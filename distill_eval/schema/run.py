@@ -17,7 +17,7 @@ class RunOptions:
     ``endpoint``: where servers are, for the ``openai`` backend. ``backend_options``: names and values handed through
     to the backend's engine.
     ``arms``: bridging arms (schema/records.py) to run on the tasks that have them. ``max_memory_gib``: most memory of
-    the device, weights included (None: all there is).
+    the device, weights included (None: what is free).
     """
 
     limit: int | None = None
@@ -34,9 +34,9 @@ class RunOptions:
     dtype: str = "auto"
     attention: str = "sdpa"
     batch_size: int | None = None
+    max_memory_gib: float | None = None
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     backend_options: tuple[tuple[str, str], ...] = ()
-    max_memory_gib: float | None = None
     allow_unsandboxed_code: bool = False
     data_dir: Path | None = None
     cache_dir: Path | None = None
