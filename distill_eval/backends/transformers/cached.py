@@ -21,8 +21,6 @@ from distill_eval.schema.requests import ScoreRequest, ScoreResponse
 
 Score = Callable[[Sequence[ScoreRequest]], list[ScoreResponse]]
 
-PADDING_TOKENS = 256  # a batch is cut where it would hold more padding: about what a pass of its own costs
-
 
 class CachedModel:
     """A transformers causal model read through its own cache, its head apart where that is all that follows."""
@@ -143,7 +141,7 @@ def _batches(lengths: Sequence[int], budget: CachedBudget, num_tokens: int, befo
         held = budget.cache_bytes // max(1, budget.cache.of(before + width))
         padding += width - length
         full = end - start >= min(budget.num_rows, num_tokens // width, held)
-        if end > start and (full or padding > PADDING_TOKENS):
+        if end > start and (full or padding > budget.num_padding):
             batches.append(slice(start, end))
             start, padding = end, 0
     return [*batches, slice(start, len(lengths))]

@@ -30,6 +30,10 @@ MOST_SLOTS = {"cpu": 32, "cuda": 1024}
 # Positions whose logits exist at once: enough to read the head's weights for many, and soon reached.
 MOST_LOGITS = {"cpu": 256, "cuda": 2048}
 MOST_LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**30}
+# A cache repeated for many rows: enough for passes of about as many tokens as above.
+MOST_CACHE_BYTES = {"cpu": 2**29, "cuda": 2**34}
+# Padding in a batch that could be cut in two: about what another pass costs.
+MOST_PADDING = {"cpu": 64, "cuda": 4096}
 # A prefix shared by continuations is hardly shorter; each keeps its recurrent state.
 PREFIX_TOKENS = 32
 SLOT_TOKENS = 64  # a slot's capacity is a multiple of this
@@ -53,13 +57,14 @@ class ScoringBudget:
 @dataclass(frozen=True, slots=True)
 class CachedBudget:
     """The most for one pass over padded rows with a cache: rows, tokens with padding, positions whose logits exist at
-    once, and bytes that a cache (a row's costs are ``cache``) may come to."""
+    once, bytes that a cache (a row's costs are ``cache``) may come to, and tokens of padding."""
 
     num_rows: int
     num_tokens: int
     num_logits: int
     cache: CacheBytes
     cache_bytes: int
+    num_padding: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +179,10 @@ def plan_cached(
     usable = usable_memory(device, max_memory_gib) - costs.per_pass - budget.num_logits * costs.per_logits
     per_token = costs.per_token + costs.per_pair * longest
     num_tokens = min(budget.num_tokens, int(max(0, usable) / 2 / max(1, per_token)))
-    cache_bytes = max(0, usable) // 2 // CACHE_COPIES
-    return CachedBudget(num_rows, max(1, num_tokens), budget.num_logits, costs.cache, cache_bytes)
+    cache_bytes = min(MOST_CACHE_BYTES[_kind(device)], max(0, usable) // 2 // CACHE_COPIES)
+    return CachedBudget(
+        num_rows, max(1, num_tokens), budget.num_logits, costs.cache, cache_bytes, MOST_PADDING[_kind(device)]
+    )
 
 
 def usable_memory(device: str, max_memory_gib: float | None = None) -> int:

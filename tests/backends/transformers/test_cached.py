@@ -1,5 +1,6 @@
 """Shared beginnings through transformers' own caches, for models that cannot be read raggedly."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from distill_eval.backends import open_backend
 from distill_eval.backends.transformers import cached, padded
 from distill_eval.backends.transformers.cached import cut_rows, score_batch
 from distill_eval.backends.transformers.costs import CacheBytes
+from distill_eval.backends.transformers.live_tensors import LiveTensors
 from distill_eval.backends.transformers.memory import CachedBudget
 from distill_eval.backends.transformers.opening import open_cached, open_ragged
 from distill_eval.backends.transformers.scoring import row_tokens
@@ -32,7 +34,7 @@ from tests.backends.transformers.made import (
 
 # In float64 the ways differ by 2e-13; gated DeltaNet's chunks of 64, cut elsewhere, round by up to 3e-4 in float32.
 ROUNDING = 1e-3
-BUDGET = CachedBudget(100, 400, 50, CacheBytes(1), 10_000)
+BUDGET = CachedBudget(100, 400, 50, CacheBytes(1), 10_000, 64)
 
 
 def capped() -> Any:
@@ -119,7 +121,7 @@ def test_every_call_is_within_its_budget(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         cached.CachedModel, "logits", lambda self, out: logits.append(len(out)) or real_logits(self, out)
     )
-    budget = CachedBudget(7, 64, 5, CacheBytes(2), 240)
+    budget = CachedBudget(7, 64, 5, CacheBytes(2), 240, 64)
     answers = score_batch(shared, requests, budget, score_plainly(model))
     for one, other in zip(answers, expected, strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=ROUNDING)
@@ -129,22 +131,37 @@ def test_every_call_is_within_its_budget(monkeypatch: pytest.MonkeyPatch):
         assert 2 * rows * (before + width) <= 240
     assert max(logits) == 5
     # Less than one text's tokens and cache: each is read nevertheless.
-    tight = score_batch(shared, requests, CachedBudget(1, 1, 1, CacheBytes(2), 1), score_plainly(model))
+    tight = score_batch(shared, requests, CachedBudget(1, 1, 1, CacheBytes(2), 1, 0), score_plainly(model))
     for one, other in zip(tight, expected, strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=ROUNDING)
 
 
 def test_texts_of_many_lengths_are_not_padded_to_the_longest(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cached, "PADDING_TOKENS", 16)
     model = other_model("convolution")
     shared, _ = open_cached(model)
     assert shared is not None
     contexts = [tuple(range(3 + n, 3 + 2 * n)) for n in (8, 9, 10, 40, 41, 42)]
     requests = [ScoreRequest(context, (token, 5)) for context in contexts for token in range(50, 54)]
     read = count_tokens(model, monkeypatch)
-    score_batch(shared, requests, BUDGET, score_plainly(model))
+    score_batch(shared, requests, dataclasses.replace(BUDGET, num_padding=16), score_plainly(model))
     # Beginnings in two batches, then a context's last token and a choice's first of every text.
     assert sum(read) == 3 * 9 + 3 * 41 + 2 * len(requests)
+
+
+def test_more_choices_take_no_more_memory():
+    model = other_model("sliding")
+    shared, _ = open_cached(model)
+    assert shared is not None
+    cache = CacheBytes(512)  # 4 layers of 2 heads of 8, twice, in float32, were there no window
+    budget = CachedBudget(1000, 128, 20, cache, 512 * 400, 64)
+    peaks = []
+    for choices in (20, 200):
+        context = tuple(range(3, 43))
+        requests = [ScoreRequest(context, (3 + n % 90, 4 + n // 90, 5)) for n in range(choices)]
+        with LiveTensors() as tensors:
+            score_batch(shared, requests, budget, score_plainly(model))
+        peaks.append(tensors.peak_bytes)
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_rows_are_cut_where_most_is_saved():
@@ -231,3 +248,18 @@ def test_the_backend_chooses_and_says_so(
     assert sum(read) >= len({row_tokens(request) for request in requests})
     [note] = fallback.notes
     assert note.startswith(f"{label}: every text is read by itself: it has layers of kind conv; ")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", MODELS)
+def test_on_cuda(kind: str, dtype: torch.dtype):
+    model = other_model(kind, MODELS).to("cuda", dtype)
+    shared, reason = open_cached(model)
+    assert reason == ""
+    assert shared is not None
+    requests = quiz(header=40)
+    plain = score_plainly(model)(requests)
+    for one, other in zip(score_batch(shared, requests, BUDGET, score_plainly(model)), plain, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-2 if dtype == torch.float32 else 1.0)

@@ -16,6 +16,7 @@ from distill_eval.backends.transformers.memory import (
     GenerationBudget,
     ScoringBudget,
     free_memory,
+    plan_cached,
     plan_generation,
     plan_scoring,
     read_control_groups,
@@ -66,6 +67,23 @@ def test_the_smallest_limit_counts(machine: SimpleNamespace):
     assert (total_memory("cpu", 3.5), free_memory("cpu", 3.5)) == (3.5 * GIB, 2.5 * GIB)
     assert free_memory("cpu", 0.5) == 0  # the process alone has more
     assert usable_memory("cpu", 3) == int(0.85 * 2 * GIB)
+
+
+def test_a_repeated_cache_fits_beside_its_pass(machine: SimpleNamespace):
+    asked = ScoringBudget(2048, 256)
+    full = plan_cached(COSTS, "cpu", asked, num_rows=1024, longest=700)
+    assert (full.num_rows, full.num_tokens, full.num_logits) == (1024, 2048, 256)
+    assert full.cache_bytes == memory.MOST_CACHE_BYTES["cpu"]
+    machine.available = GIB // 2
+    tight = plan_cached(COSTS, "cpu", asked, num_rows=1024, longest=700)
+    needed = scoring_bytes(COSTS, num_tokens=tight.num_tokens, num_logits=256)
+    assert needed + memory.CACHE_COPIES * tight.cache_bytes <= usable_memory("cpu")
+    assert 0 < tight.cache_bytes < full.cache_bytes
+    eager = dataclasses.replace(COSTS, per_pair=400.0)
+    assert plan_cached(eager, "cpu", asked, num_rows=1024, longest=700).num_tokens < tight.num_tokens
+    machine.available = 0
+    least = plan_cached(COSTS, "cpu", asked, num_rows=1024, longest=700)
+    assert (least.num_tokens, least.cache_bytes) == (1, 0)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, float("nan"), float("inf")])
