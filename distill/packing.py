@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from distill.cache import RecurrentLayer
 
 PACKED_SDPA = "sdpa_packed"
 
@@ -26,15 +30,27 @@ def packed_sdpa(module, query, key, value, attention_mask, *, document_lengths=N
 ALL_ATTENTION_FUNCTIONS.register(PACKED_SDPA, packed_sdpa)
 
 
+def masks_itself(attention: str | None) -> bool:
+    """Whether the attention function of this name takes no mask from transformers: it knows who sees whom."""
+    return attention in ALL_ATTENTION_FUNCTIONS and attention not in ALL_MASK_ATTENTION_FUNCTIONS
+
+
 def document_lengths(cu_seqlens: torch.Tensor) -> list[int]:
     """Return the lengths of the documents that ``cu_seqlens`` [N + 1] marks off."""
     return cu_seqlens.diff().tolist()
 
 
-def check_packing(cu_seqlens: torch.Tensor, batch_size: int, num_tokens: int) -> None:
-    """Raise ValueError unless ``cu_seqlens`` cuts one row of ``num_tokens`` tokens into documents."""
+def check_packing(
+    cu_seqlens: torch.Tensor,
+    row: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    cache: Cache | None,
+) -> None:
+    """Raise ValueError unless ``cu_seqlens`` cuts ``row`` [1, T, ...] into documents that can go on from ``cache``."""
     if not isinstance(cu_seqlens, torch.Tensor) or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens must be a tensor of int32 or int64, got {cu_seqlens!r}")
+    batch_size, num_tokens = row.shape[:2]
     if batch_size != 1:
         raise ValueError(
             f"cu_seqlens: packed documents are one row, got a batch of {batch_size}; use input_ids [1, T]"
@@ -42,6 +58,32 @@ def check_packing(cu_seqlens: torch.Tensor, batch_size: int, num_tokens: int) ->
     ends = cu_seqlens.tolist()
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != num_tokens or sorted(ends) != ends:
         raise ValueError(f"cu_seqlens must rise from 0 to the row's {num_tokens} tokens, got {ends[:6]}")
+    if attention_mask is not None:
+        raise ValueError("cu_seqlens: packed documents take no attention_mask")
+    if cache is None:
+        if position_ids is not None:
+            raise ValueError("cu_seqlens: documents without a cache start at 0 and take no position_ids")
+        return
+    if position_ids is None or position_ids.shape != (1, num_tokens):
+        raise ValueError(
+            f"cu_seqlens: with a cache, position_ids [1, {num_tokens}] must say where each token lies in its document"
+        )
+    for index, layer in enumerate(cache.layers):
+        for state in layer.states() if isinstance(layer, RecurrentLayer) else ():
+            if state is not None and state.shape[0] != len(ends) - 1:
+                raise ValueError(
+                    f"cu_seqlens marks off {len(ends) - 1} documents, layer {index} of the cache holds the states "
+                    f"of {state.shape[0]}"
+                )
+
+
+def check_attention(attention: str | None) -> None:
+    """Raise ValueError unless the attention function of this name keeps packed documents in a cache apart."""
+    if not masks_itself(attention):
+        raise ValueError(
+            f"cu_seqlens: attention '{attention}' would mix the documents in a cache; set one that keeps them apart, "
+            "registered with transformers' AttentionInterface without a mask function"
+        )
 
 
 def refuse_other_packing(

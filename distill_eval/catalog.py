@@ -1,16 +1,15 @@
 """Tasks and suites as YAML files: find, read, validate, select."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distill_eval.content import content_path
-from distill_eval.errors import OptionError, TaskError, UserError, did_you_mean
+from distill_eval.errors import OptionError, TaskError, did_you_mean
 from distill_eval.schema.records import GENERATE_UNTIL, GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.tasks import GenerativeSpec, ItemKey, LoglikelihoodSpec, Suite, TaskSpec
+from distill_eval.yaml_files import Check, flag, mapping, one_of, read_yaml, shown_path, text, texts
 
 CLUSTERS = ("subset", "options", "question")
 DIRECTIONS = ("higher", "lower")
@@ -78,32 +77,32 @@ def select_tasks(
 
 def read_task(path: Path) -> TaskSpec:
     """Read and validate one task file; TaskError names the file, the key and what would be right."""
-    raw = read_yaml(path)
+    raw = read_yaml(path, TaskError)
     where = _Where("task", raw, path)
     where.known_keys(raw, _TASK_KEYS)
-    own_items = where.get(raw, "items", _text, None)
+    own_items = where.get(raw, "items", text, None)
     name = where.name
-    loglikelihood = where.get(raw, "loglikelihood", _mapping, None)
-    generative = where.get(raw, "generative", _mapping, None)
-    generate_until = where.get(raw, "generate_until", _mapping, None)
+    loglikelihood = where.get(raw, "loglikelihood", mapping, None)
+    generative = where.get(raw, "generative", mapping, None)
+    generate_until = where.get(raw, "generate_until", mapping, None)
     if loglikelihood is None and generative is None:
         raise where.error("loglikelihood and generative are both null; a task needs at least one protocol")
     return TaskSpec(
         name=name,
-        title=where.get(raw, "title", _text),
-        category=where.get(raw, "category", _text),
+        title=where.get(raw, "title", text),
+        category=where.get(raw, "category", text),
         loglikelihood=None
         if loglikelihood is None
         else _lm_eval(where, LOGLIKELIHOOD, loglikelihood, own_items),
         generative=None if generative is None else _generative(where, generative, own_items),
         chance=where.get(raw, "chance", _chance, None),
-        cluster=where.get(raw, "cluster", _one_of(CLUSTERS), None),
-        direction=where.get(raw, "direction", _one_of(DIRECTIONS), "higher"),
-        language=where.get(raw, "language", _text, "en"),
-        namespace=where.get(raw, "namespace", _text, name),
+        cluster=where.get(raw, "cluster", one_of(CLUSTERS), None),
+        direction=where.get(raw, "direction", one_of(DIRECTIONS), "higher"),
+        language=where.get(raw, "language", text, "en"),
+        namespace=where.get(raw, "namespace", text, name),
         items=own_items,
         max_new_tokens=where.get(raw, "max_new_tokens", _at_least(1), None),
-        differs=where.get(raw, "differs", _texts, ()),
+        differs=where.get(raw, "differs", texts, ()),
         source_file=str(path),
         generate_until=None
         if generate_until is None
@@ -113,10 +112,10 @@ def read_task(path: Path) -> TaskSpec:
 
 def read_suite(path: Path, tasks: Mapping[str, TaskSpec]) -> Suite:
     """Read and validate one suite file; every task it names must be known."""
-    raw = read_yaml(path)
+    raw = read_yaml(path, TaskError)
     where = _Where("suite", raw, path)
     where.known_keys(raw, ("name", "title", "tasks", "greedy", "max_new_tokens", "seeds"))
-    names = where.get(raw, "tasks", _texts)
+    names = where.get(raw, "tasks", texts)
     for name in names:
         if name not in tasks:
             raise where.error(f"unknown task '{name}'{did_you_mean(name, tasks)}")
@@ -125,9 +124,9 @@ def read_suite(path: Path, tasks: Mapping[str, TaskSpec]) -> Suite:
         raise where.error(f"task '{twice}' is listed twice")
     return Suite(
         name=where.name,
-        title=where.get(raw, "title", _text),
+        title=where.get(raw, "title", text),
         tasks=names,
-        greedy=where.get(raw, "greedy", _flag, False),
+        greedy=where.get(raw, "greedy", flag, False),
         max_new_tokens=where.get(raw, "max_new_tokens", _at_least(1), None),
         seeds=where.get(raw, "seeds", _integers, ()),
         source_file=str(path),
@@ -160,18 +159,18 @@ def _lm_eval(where: "_Where", protocol: str, raw: dict[str, Any], own_items: str
     if own_items and protocol == GENERATE_UNTIL:
         raise where.error("generate_until needs a task of lm-eval's; items of your own have none")
     at.known_keys(raw, _LM_EVAL_KEYS)
-    metric = at.get(raw, "metric", _text)
-    metrics = at.get(raw, "metrics", _texts, (metric,))
+    metric = at.get(raw, "metric", text)
+    metrics = at.get(raw, "metrics", texts, (metric,))
     if metric not in metrics:
         raise at.error(f"{at.prefix}metric '{metric}' is not among metrics {list(metrics)}")
     return LoglikelihoodSpec(
-        tasks=at.get(raw, "tasks", _texts, (at.name,) if own_items else _REQUIRED),
-        dataset=at.get(raw, "dataset", _text, "" if own_items else _REQUIRED),
+        tasks=at.get(raw, "tasks", texts, (at.name,) if own_items else _REQUIRED),
+        dataset=at.get(raw, "dataset", text, "" if own_items else _REQUIRED),
         metric=metric,
         item_key=_item_key(at, raw, own_items),
         num_fewshot=at.get(raw, "num_fewshot", _at_least(0), 0),
         metrics=metrics,
-        revision=at.get(raw, "revision", _text, None),
+        revision=at.get(raw, "revision", text, None),
         options=_options(at, raw, own_items, protocol),
     )
 
@@ -183,21 +182,21 @@ def _generative(where: "_Where", raw: dict[str, Any], own_items: str | None) -> 
     options = _options(at, raw, own_items, GENERATIVE)
     has_letters = options.get("target") == "letter" if own_items else bool(item_key.options)
     return GenerativeSpec(
-        benchmark=at.get(raw, "benchmark", _text, at.name if own_items else _REQUIRED),
-        dataset=at.get(raw, "dataset", _text, "" if own_items else _REQUIRED),
-        metric=at.get(raw, "metric", _text),
+        benchmark=at.get(raw, "benchmark", text, at.name if own_items else _REQUIRED),
+        dataset=at.get(raw, "dataset", text, "" if own_items else _REQUIRED),
+        metric=at.get(raw, "metric", text),
         item_key=item_key,
         num_fewshot=at.get(raw, "num_fewshot", _at_least(0), 0),
-        subsets=at.get(raw, "subsets", _texts, ()),
-        revision=at.get(raw, "revision", _text, None),
-        runs_code=at.get(raw, "runs_code", _flag, False),
+        subsets=at.get(raw, "subsets", texts, ()),
+        revision=at.get(raw, "revision", text, None),
+        runs_code=at.get(raw, "runs_code", flag, False),
         options=options,
         letters=_letters(at, raw, has_letters),
     )
 
 
 def _letters(at: "_Where", raw: dict[str, Any], has_letters: bool) -> str | None:
-    form = at.get(raw, "letters", _text, None)
+    form = at.get(raw, "letters", text, None)
     if form is None:
         return None
     if form.count("{letter}") != 1:
@@ -215,27 +214,27 @@ def _letters(at: "_Where", raw: dict[str, Any], has_letters: bool) -> str | None
 def _item_key(at: "_Where", raw: dict[str, Any], own_items: str | None) -> ItemKey:
     if own_items and raw.get("item_key") is None:
         return OWN_ITEM_KEY
-    key = at.get(raw, "item_key", _mapping)
+    key = at.get(raw, "item_key", mapping)
     at = at.inside("item_key")
     at.known_keys(key, _ITEM_KEY_KEYS)
     return ItemKey(
-        question=at.get(key, "question", _texts),
-        options=at.get(key, "options", _texts, ()),
+        question=at.get(key, "question", texts),
+        options=at.get(key, "options", texts, ()),
         option_skip=at.get(key, "option_skip", _at_least(0), 0),
         subset=at.get(key, "subset", _maybe_empty, None),
     )
 
 
 def _options(at: "_Where", raw: dict[str, Any], own_items: str | None, protocol: str) -> dict[str, Any]:
-    options = at.get(raw, "options", _mapping, {})
+    options = at.get(raw, "options", mapping, {})
     at = at.inside("options")
     if not own_items:
         at.known_keys(options, _ENGINE_OPTIONS[protocol])
         for key in options:
-            at.get(options, key, _mapping)
+            at.get(options, key, mapping)
         return options
     at.known_keys(options, _OWN_OPTIONS)
-    prompt = at.get(options, "prompt", _text)
+    prompt = at.get(options, "prompt", text)
     if "{question}" not in prompt:
         raise at.error(f"{at.prefix}prompt must contain {{question}}, got {prompt!r}")
     try:
@@ -244,7 +243,7 @@ def _options(at: "_Where", raw: dict[str, Any], own_items: str | None, protocol:
         raise at.error(
             f"{at.prefix}prompt may use {{question}} and {{choices}} only, got {prompt!r} ({error!r})"
         ) from None
-    at.get(options, "target", _one_of(TARGETS), "option")
+    at.get(options, "target", one_of(TARGETS), "option")
     return options
 
 
@@ -258,7 +257,7 @@ class _Where:
         self.kind, self.path, self.prefix = kind, path, prefix
         self.name = name or path.stem
         if not name and raw.get("name") is not None:
-            self.name = self.get(raw, "name", _text)
+            self.name = self.get(raw, "name", text)
 
     def inside(self, key: str) -> "_Where":
         return _Where(self.kind, {}, self.path, self.name, f"{self.prefix}{key}.")
@@ -271,7 +270,7 @@ class _Where:
             if key not in known:
                 raise self.error(f"unknown key '{self.prefix}{key}'{did_you_mean(str(key), known)}")
 
-    def get(self, raw: dict[str, Any], key: str, check: "_Check", default: Any = _REQUIRED) -> Any:
+    def get(self, raw: dict[str, Any], key: str, check: Check, default: Any = _REQUIRED) -> Any:
         """Return the checked value of ``key``; null or missing: the default, or an error without one."""
         value = raw.get(key)
         if value is None:
@@ -284,26 +283,8 @@ class _Where:
         return checked
 
 
-# A check returns the value and, when it is wrong, what would be right.
-_Check = Callable[[Any], tuple[Any, str]]
-
-
-def _text(value: Any) -> tuple[Any, str]:
-    return value, "" if isinstance(value, str) and value.strip() else "a text"
-
-
 def _maybe_empty(value: Any) -> tuple[Any, str]:
     return value, "" if isinstance(value, str) else "a field path or ''"
-
-
-def _texts(value: Any) -> tuple[Any, str]:
-    values = (value,) if isinstance(value, str) else value
-    good = isinstance(values, list | tuple) and values and all(_text(value)[1] == "" for value in values)
-    return (tuple(values), "") if good else (value, "a text or a list of texts")
-
-
-def _mapping(value: Any) -> tuple[Any, str]:
-    return value, "" if isinstance(value, dict) else "a mapping"
 
 
 def _integers(value: Any) -> tuple[Any, str]:
@@ -311,22 +292,11 @@ def _integers(value: Any) -> tuple[Any, str]:
     return (tuple(value), "") if good else (value, "a list of whole numbers")
 
 
-def _flag(value: Any) -> tuple[Any, str]:
-    return value, "" if isinstance(value, bool) else "true or false"
-
-
-def _at_least(low: int) -> _Check:
+def _at_least(low: int) -> Check:
     def check(value: Any) -> tuple[Any, str]:
         if isinstance(value, bool) or not isinstance(value, int):
             return value, "a whole number"
         return value, "" if value >= low else f">= {low}"
-
-    return check
-
-
-def _one_of(known: Sequence[str]) -> _Check:
-    def check(value: Any) -> tuple[Any, str]:
-        return value, "" if value in known else f"one of {', '.join(known)}"
 
     return check
 
@@ -338,48 +308,6 @@ def _chance(value: Any) -> tuple[Any, str]:
 
 def _yaml_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.suffix in (".yaml", ".yml"))
-
-
-class _Loader(yaml.SafeLoader):
-    """Like SafeLoader, which keeps the last of two equal keys, but refuses them."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, error_class: type[UserError] = TaskError) -> dict[str, Any]:
-    """Read a YAML file that must hold a mapping; keys given twice and anything else wrong raise ``error_class``."""
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise error_class(f"cannot read {shown_path(path)}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise error_class(f"{shown_path(path)}{line}: malformed YAML: {problem}") from None
-    if not isinstance(raw, dict):
-        raise error_class(
-            f"{shown_path(path)}: must be a mapping of keys to values, got {type(raw).__name__}"
-        )
-    return raw
-
-
-def shown_path(path: Path | str) -> str:
-    """Return ``tasks/NAME.yaml`` for a shipped file, else the path as short as it can be said from here."""
-    path = Path(path)
-    for base in (content_path("tasks").parent, Path.cwd()):
-        if path.is_relative_to(base):
-            return str(path.relative_to(base))
-    return str(path)
 
 
 def _refuse_duplicate(kind: str, name: str, path: Path, known: Mapping[str, TaskSpec | Suite]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from distill_eval import provenance
 from distill_eval.analysis import compare_records, explain_records, records_frame
 from distill_eval.analysis.comparability import differences, run_facts
+from distill_eval.backends.openai.endpoint import check_endpoints
 from distill_eval.checkpoints import resolve_checkpoint
 from distill_eval.content import default_cache_dir
 from distill_eval.data import go_offline, read_manifest, resolve_data_dir
@@ -72,6 +73,7 @@ def run_comparison(
     check_writable(out)
     options = replace(options, data_dir=resolve_data_dir(options.data_dir))
     checkpoints = resolve_all(names, cache_dir, trusted)
+    check_endpoints(options, checkpoints)
     if options.data_dir is not None:  # after the checkpoints: this shuts the hub for models too
         go_offline(options.data_dir)
     reference = checkpoints[0]
@@ -290,7 +292,7 @@ def describe(
             }
             for plan in planned
         ],
-        "data_revisions": data_revisions([plan.task for plan in planned], options.data_dir),
+        "data_revisions": data_revisions(planned, options.data_dir),
         "runs": [
             {
                 "checkpoint": run.checkpoint.label,
@@ -306,10 +308,13 @@ def describe(
     return json.loads(json.dumps(facts, default=str))
 
 
-def data_revisions(tasks: Sequence[TaskSpec], data_dir: Path | None) -> dict[str, str]:
-    """Return the commit of every data set that comes from a mirror whose manifest knows it."""
+def data_revisions(planned: Sequence[PlannedTask], data_dir: Path | None) -> dict[str, str]:
+    """Return the commit of every data set read that comes from a mirror whose manifest knows it."""
     known = read_manifest(data_dir).get("datasets", {}) if data_dir is not None else {}
-    specs = [spec for task in tasks for spec in (task.loglikelihood, task.generative) if spec is not None]
+    specs = [s for plan in planned for s in (plan.task.loglikelihood, plan.task.generative) if s is not None]
+    specs += [
+        plan.task.generate_until for plan in planned if plan.task.generate_until and plan.generate_until
+    ]
     return {spec.dataset: known[spec.dataset]["commit"] for spec in specs if spec.dataset in known}
 
 

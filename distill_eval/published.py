@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distill_eval.catalog import read_yaml, shown_path
 from distill_eval.content import content_path
 from distill_eval.errors import PublishedError, did_you_mean
 from distill_eval.schema.published import (
@@ -19,6 +18,7 @@ from distill_eval.schema.published import (
     Selection,
 )
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
+from distill_eval.yaml_files import Check, flag, mapping, one_of, read_yaml, shown_path, text, texts
 
 PREFIX = "paper:"
 PROTOCOLS = (LOGLIKELIHOOD, GENERATIVE, "heldout")
@@ -88,7 +88,7 @@ def read_published(path: Path, *, name: str | None = None) -> PublishedTable:
     at = _Place(path)
     raw = read_yaml(path, PublishedError)
     at.known(raw, ("source", "title", "notes", "columns", "rows", "missing"))
-    source = at.get(raw, "source", _mapping)
+    source = at.get(raw, "source", mapping)
     columns = at.each(raw, "columns", _column)
     rows = at.each(raw, "rows", _row)
     at.unique("columns", [column.key for column in columns])
@@ -100,13 +100,13 @@ def read_published(path: Path, *, name: str | None = None) -> PublishedTable:
                 raise at.error(f"column '{column.key}': average_of names no column '{key}'")
     return PublishedTable(
         name=name or str(path),
-        title=at.get(raw, "title", _text),
-        paper=at.inside("source").get(source, "paper", _text),
+        title=at.get(raw, "title", text),
+        paper=at.inside("source").get(source, "paper", text),
         number=at.inside("source").get(source, "table", _number),
         columns=columns,
         rows=rows,
         cells=_cells(at, raw, columns, rows),
-        notes=at.get(raw, "notes", _texts, ()),
+        notes=at.get(raw, "notes", texts, ()),
     )
 
 
@@ -117,13 +117,13 @@ def load_setup() -> PublishedSetup:
     return PublishedSetup(
         engines=at.get(raw, "engines", _text_mapping),
         decoding=at.get(raw, "decoding", _text_mapping),
-        seeds=at.get(raw, "seeds", _texts),
-        attention=at.get(raw, "attention", _text),
+        seeds=at.get(raw, "seeds", texts),
+        attention=at.get(raw, "attention", text),
         num_fewshot={
-            protocol: at.get(at.get(raw, "num_fewshot", _mapping), protocol, _text_mapping)
+            protocol: at.get(at.get(raw, "num_fewshot", mapping), protocol, _text_mapping)
             for protocol in (LOGLIKELIHOOD, GENERATIVE)
         },
-        notes=at.get(raw, "notes", _texts, ()),
+        notes=at.get(raw, "notes", texts, ()),
     )
 
 
@@ -150,25 +150,25 @@ def _column(at: "_Place", raw: Mapping[str, Any]) -> PublishedColumn:
         ),
     )  # fmt: skip
     return PublishedColumn(
-        key=at.get(raw, "key", _text),
-        heading=at.get(raw, "heading", _text),
-        protocol=at.get(raw, "protocol", _one_of(PROTOCOLS)),
-        task=at.get(raw, "task", _text, None),
-        unit=at.get(raw, "unit", _one_of(UNITS)),
-        direction=at.get(raw, "direction", _one_of(DIRECTIONS)),
-        decoding=at.get(raw, "decoding", _text, ""),
-        group=at.get(raw, "group", _text, ""),
-        average_of=at.get(raw, "average_of", _texts, ()),
+        key=at.get(raw, "key", text),
+        heading=at.get(raw, "heading", text),
+        protocol=at.get(raw, "protocol", one_of(PROTOCOLS)),
+        task=at.get(raw, "task", text, None),
+        unit=at.get(raw, "unit", one_of(UNITS)),
+        direction=at.get(raw, "direction", one_of(DIRECTIONS)),
+        decoding=at.get(raw, "decoding", text, ""),
+        group=at.get(raw, "group", text, ""),
+        average_of=at.get(raw, "average_of", texts, ()),
     )
 
 
 def _row(at: "_Place", raw: Mapping[str, Any]) -> PublishedRow:
     at.known(raw, ("label", "role", "settings", "model", "needs", "cells"))
     return PublishedRow(
-        label=at.get(raw, "label", _text),
-        role=at.get(raw, "role", _one_of(ROLES)),
+        label=at.get(raw, "label", text),
+        role=at.get(raw, "role", one_of(ROLES)),
         settings=at.get(raw, "settings", _text_mapping, {}),
-        model=at.get(raw, "model", _text, None),
+        model=at.get(raw, "model", text, None),
         needs=at.get(raw, "needs", _text_mapping, {}),
     )
 
@@ -182,22 +182,22 @@ def _cells(
     reasons = _reasons(at, raw, columns, rows)
     cells = []
     for number, row in enumerate(rows):
-        texts = raw["rows"][number].get("cells")
+        figures = raw["rows"][number].get("cells")
         where = at.inside(f"row '{row.label}'")
-        if not isinstance(texts, list) or len(texts) != len(columns):
-            count = len(texts) if isinstance(texts, list) else "no list"
+        if not isinstance(figures, list) or len(figures) != len(columns):
+            count = len(figures) if isinstance(figures, list) else "no list"
             raise where.error(f"cells must have {len(columns)} entries, one a column; got {count}")
-        for column, text in zip(columns, texts, strict=True):
+        for column, figure in zip(columns, figures, strict=True):
             reason = reasons.pop((row.label, column.key), "")
-            if text is None and not reason:
+            if figure is None and not reason:
                 raise where.error(
                     f"no figure for column '{column.key}' and no entry in missing that says why"
                 )
-            if text is not None and reason:
+            if figure is not None and reason:
                 raise where.error(f"column '{column.key}' has a figure, yet missing lists it")
-            if text is not None and not (isinstance(text, str) and FIGURE.fullmatch(text)):
-                raise where.error(f"column '{column.key}': a figure is a number in quotes, got {text!r}")
-            cells.append(PublishedCell(row.label, column.key, text, reason))
+            if figure is not None and not (isinstance(figure, str) and FIGURE.fullmatch(figure)):
+                raise where.error(f"column '{column.key}': a figure is a number in quotes, got {figure!r}")
+            cells.append(PublishedCell(row.label, column.key, figure, reason))
     return tuple(cells)
 
 
@@ -222,21 +222,21 @@ def _reasons(
 
 def _missing(at: "_Place", raw: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     at.known(raw, ("rows", "columns", "reason"))
-    return at.get(raw, "rows", _texts), at.get(raw, "columns", _texts), at.get(raw, "reason", _text)
+    return at.get(raw, "rows", texts), at.get(raw, "columns", texts), at.get(raw, "reason", text)
 
 
 def _claim(at: "_Place", raw: Mapping[str, Any]) -> Claim:
     at.known(raw, ("id", "says", "where", "kind", "of", "than", "stated", "note"))
-    than = at.get(raw, "than", _mapping, None)
+    than = at.get(raw, "than", mapping, None)
     return Claim(
-        id=at.get(raw, "id", _text),
-        says=at.get(raw, "says", _text),
-        where=at.get(raw, "where", _text),
-        kind=at.get(raw, "kind", _one_of(CLAIM_KINDS)),
-        of=_quantity(at.inside("of"), at.get(raw, "of", _mapping)),
+        id=at.get(raw, "id", text),
+        says=at.get(raw, "says", text),
+        where=at.get(raw, "where", text),
+        kind=at.get(raw, "kind", one_of(CLAIM_KINDS)),
+        of=_quantity(at.inside("of"), at.get(raw, "of", mapping)),
         than=None if than is None else _quantity(at.inside("than"), than),
-        stated=at.get(raw, "stated", _texts, ()),
-        note=at.get(raw, "note", _text, ""),
+        stated=at.get(raw, "stated", texts, ()),
+        note=at.get(raw, "note", text, ""),
     )
 
 
@@ -246,21 +246,19 @@ def _quantity(at: "_Place", raw: Mapping[str, Any]) -> Quantity:
         ("table", "rows", "columns", "take", "against", "along", "mean", "better", "absolute"),
     )
     return Quantity(
-        table=at.get(raw, "table", _text),
+        table=at.get(raw, "table", text),
         rows=at.get(raw, "rows", _selection, {}),
         columns=at.get(raw, "columns", _selection, {}),
-        take=at.get(raw, "take", _one_of(TAKES), "value"),
+        take=at.get(raw, "take", one_of(TAKES), "value"),
         against=at.get(raw, "against", _selection, {}),
-        along=at.get(raw, "along", _text, ""),
-        mean=at.get(raw, "mean", _one_of(MEANS), ""),
-        better=at.get(raw, "better", _flag, False),
-        absolute=at.get(raw, "absolute", _flag, False),
+        along=at.get(raw, "along", text, ""),
+        mean=at.get(raw, "mean", one_of(MEANS), ""),
+        better=at.get(raw, "better", flag, False),
+        absolute=at.get(raw, "absolute", flag, False),
     )
 
 
 _REQUIRED: Any = object()
-# Returns the value, and what would be right when it is wrong.
-_Check = Callable[[Any], tuple[Any, str]]
 
 
 class _Place:
@@ -280,7 +278,7 @@ class _Place:
             if key not in keys:
                 raise self.error(f"unknown key '{key}'{did_you_mean(str(key), keys)}")
 
-    def get(self, raw: Mapping[str, Any], key: str, check: _Check, default: Any = _REQUIRED) -> Any:
+    def get(self, raw: Mapping[str, Any], key: str, check: Check, default: Any = _REQUIRED) -> Any:
         if raw.get(key) is None:
             if default is _REQUIRED:
                 raise self.error(f"{key} is missing")
@@ -307,30 +305,12 @@ class _Place:
                 raise self.error(f"{kind}: '{name}' is given twice")
 
 
-def _text(value: Any) -> tuple[Any, str]:
-    return value, "" if isinstance(value, str) and value.strip() else "a text"
-
-
 def _number(value: Any) -> tuple[Any, str]:
     return value, "" if type(value) is int and value > 0 else "a whole number above 0"
 
 
-def _flag(value: Any) -> tuple[Any, str]:
-    return value, "" if isinstance(value, bool) else "true or false"
-
-
-def _texts(value: Any) -> tuple[Any, str]:
-    values = (value,) if isinstance(value, str) else value
-    good = isinstance(values, list | tuple) and values and all(_text(entry)[1] == "" for entry in values)
-    return (tuple(values), "") if good else (value, "a text or a list of texts")
-
-
-def _mapping(value: Any) -> tuple[Any, str]:
-    return value, "" if isinstance(value, dict) else "a mapping"
-
-
 def _text_mapping(value: Any) -> tuple[Any, str]:
-    good = isinstance(value, dict) and all(_text(entry)[1] == "" for pair in value.items() for entry in pair)
+    good = isinstance(value, dict) and all(text(entry)[1] == "" for pair in value.items() for entry in pair)
     return value, "" if good else "a mapping of texts to texts"
 
 
@@ -339,15 +319,8 @@ def _selection(value: Any) -> tuple[Any, str]:
         return value, "a mapping such as {protocol: generative}"
     read: Selection = {}
     for key, entry in value.items():
-        texts, wanted = _texts(entry)
+        names, wanted = texts(entry)
         if wanted:
             return value, f"a mapping of texts to texts or lists of texts ({key})"
-        read[str(key)] = texts
+        read[str(key)] = names
     return read, ""
-
-
-def _one_of(known: Sequence[str]) -> _Check:
-    def check(value: Any) -> tuple[Any, str]:
-        return value, "" if value in known else f"one of {', '.join(filter(None, known))}"
-
-    return check

@@ -69,9 +69,9 @@ def stored_tasks(provenance: Mapping[str, Any], folder: Path) -> tuple[TaskSpec,
 def merge_runs(runs: Sequence[StoredRun]) -> tuple[StoredRun, list[str]]:
     """Put runs together as one, the first run's first checkpoint being the reference; with notes for the reader.
 
-    A checkpoint that several runs hold (same label, same weights) counts once, by the first of them. Tasks are
-    those that all runs have. Whether the runs may be compared at all is not asked here. Raises OptionError for
-    one label over different weights and for runs without a common task.
+    A checkpoint that several runs hold (same label, same weights) counts once, by the first of them that has records
+    of it. Tasks are those that all runs have. Whether the runs may be compared at all is not asked here. Raises
+    OptionError for one label over different weights and for runs without a common task.
     """
     records: list[Record] = []
     prints: dict[str, set[str]] = {}
@@ -80,10 +80,10 @@ def merge_runs(runs: Sequence[StoredRun]) -> tuple[StoredRun, list[str]]:
         for label in run.checkpoints:
             own = [record for record in run.records if record.checkpoint == label]
             found = {record.fingerprint for record in own}
-            if label not in prints:
+            if not prints.get(label):
                 prints[label] = found
                 records += own
-            elif prints[label] == found:
+            elif prints[label] == found or not found:
                 notes.append(f"{label} is in several runs; that of {run.folder} is not used")
             else:
                 raise OptionError(

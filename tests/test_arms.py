@@ -10,6 +10,8 @@ import pytest
 
 from distill_eval.analysis import compare_records, records_frame
 from distill_eval.checkpoints import resolve_checkpoint
+from distill_eval.compare import data_revisions
+from distill_eval.data import MANIFEST
 from distill_eval.errors import DataError, TaskError
 from distill_eval.run import plan_tasks, run_checkpoint, task_arms
 from distill_eval.schema.records import ARMS, GENERATE_UNTIL, GENERATIVE, LETTERS, LOGLIKELIHOOD
@@ -145,3 +147,17 @@ def test_a_stored_run_names_its_arms(options, checkpoint) -> None:
     assert facts["tasks"][1]["generate_until"]["metric"] == "exact_match,flexible-extract"
     assert set(facts["engine_seconds"]) == {"loglikelihood", "generative", "generate_until"}
     json.dumps(facts)
+
+
+@pytest.mark.parametrize(("arms", "found"), [((GENERATE_UNTIL,), {"made/gsm8k": "1", "made/other": "2"}),
+                                             ((), {"made/gsm8k": "1"})])  # fmt: skip
+def test_revisions_are_those_of_the_data_that_was_read(
+    options: RunOptions, arms: tuple[str, ...], found: dict[str, str]
+) -> None:
+    assert options.data_dir is not None
+    datasets = {"made/gsm8k": {"commit": "1"}, "made/other": {"commit": "2"}, "made/arc": {"commit": "3"}}
+    manifest = json.dumps({"made_by": "distill-eval", "datasets": datasets})
+    (options.data_dir / MANIFEST).write_text(manifest)
+    plan = plan_tasks((gsm8k(),), replace(options, arms=arms))[0]
+    task = replace(plan.task, generate_until=gsm8k("made/other").generate_until)
+    assert data_revisions([replace(plan, task=task)], options.data_dir) == found

@@ -11,7 +11,7 @@ import torch
 
 from distill_eval.backends import open_backend
 from distill_eval.backends.transformers import backend as transformers_backend
-from distill_eval.backends.transformers import decoding, scoring
+from distill_eval.backends.transformers import padded
 from distill_eval.checkpoints import load_tokenizer, resolve_checkpoint
 from distill_eval.errors import BackendError
 from distill_eval.probes import run_probes
@@ -76,7 +76,7 @@ def test_a_sound_model_passes_and_is_probed_once(client: Client, monkeypatch: py
 
 def test_measuring_anew_replaces_what_is_stored(client: Client, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "drop_rows", lambda batch, kept: None)
+        patch.setattr(padded, "drop_rows", lambda batch, kept: None)
         assert "left-padded batch" in named(run_probes(client), FAILED)
     assert "left-padded batch" in named(run_probes(client), FAILED)
     assert not named(run_probes(client, fresh=True), FAILED)
@@ -84,36 +84,36 @@ def test_measuring_anew_replaces_what_is_stored(client: Client, monkeypatch: pyt
 
 
 def test_a_cache_that_forgets_is_caught(client: Client, monkeypatch: pytest.MonkeyPatch):
-    real = decoding.advance
+    real = padded.advance
 
-    def advance(model: Any, batch: decoding.CachedBatch, tokens: Any) -> Any:
+    def advance(model: Any, batch: padded.CachedBatch, tokens: Any) -> Any:
         for layer in batch.cache.layers:
             layer.keys[:, :, -1] = 0.0
         return real(model, batch, tokens)
 
-    monkeypatch.setattr(decoding, "advance", advance)
+    monkeypatch.setattr(padded, "advance", advance)
     assert set(named(run_probes(client), FAILED)) >= {"token-by-token decode", "prefill and decode"}
 
 
 def test_ignored_padding_is_caught(client: Client, monkeypatch: pytest.MonkeyPatch):
-    real = decoding._forward
+    real = padded._forward
 
-    def forward(model: Any, batch: decoding.CachedBatch, *inputs: Any, **options: Any) -> Any:
+    def forward(model: Any, batch: padded.CachedBatch, *inputs: Any, **options: Any) -> Any:
         batch.mask = None
         return real(model, batch, *inputs, **options)
 
-    monkeypatch.setattr(decoding, "_forward", forward)
+    monkeypatch.setattr(padded, "_forward", forward)
     assert named(run_probes(client), FAILED) == ["left-padded batch"]
 
 
 def test_rows_that_are_mixed_up_are_caught(client: Client, monkeypatch: pytest.MonkeyPatch):
-    real = scoring.forward_rows
+    real = padded.forward_rows
 
     def forward_rows(*arguments: Any) -> Any:
         logits, first = real(*arguments)
         return logits.flip(0), first
 
-    monkeypatch.setattr(scoring, "forward_rows", forward_rows)
+    monkeypatch.setattr(padded, "forward_rows", forward_rows)
     assert named(run_probes(client), FAILED) == ["batched scoring"]
 
 
@@ -121,7 +121,7 @@ def test_a_path_that_raises_is_a_failure_not_a_crash(client: Client, monkeypatch
     def prefill(*_: Any) -> Any:
         raise RuntimeError("no cache here\nsecond line")
 
-    monkeypatch.setattr(decoding, "prefill", prefill)
+    monkeypatch.setattr(padded, "prefill", prefill)
     probes = {probe.name: probe for probe in run_probes(client)}
     assert probes["batched scoring"].verdict == PASSED
     assert probes["prefill and decode"].verdict == FAILED
@@ -131,23 +131,23 @@ def test_a_path_that_raises_is_a_failure_not_a_crash(client: Client, monkeypatch
 
 
 def test_logits_that_are_not_numbers_are_a_failure(client: Client, monkeypatch: pytest.MonkeyPatch):
-    real = decoding.extend
+    real = padded.extend
 
     def extend(*arguments: Any) -> Any:
         return real(*arguments) * math.nan
 
-    monkeypatch.setattr(decoding, "extend", extend)
+    monkeypatch.setattr(padded, "extend", extend)
     probes = {probe.name: probe for probe in run_probes(client)}
     assert probes["token-by-token decode"].verdict == FAILED
     assert "not numbers" in probes["token-by-token decode"].detail
 
 
 def test_a_model_that_cannot_score_is_an_error(client: Client, monkeypatch: pytest.MonkeyPatch):
-    real = scoring.forward_rows
-    monkeypatch.setattr(scoring, "forward_rows", lambda *inputs: (real(*inputs)[0] * math.nan, 0))
+    real = padded.forward_rows
+    monkeypatch.setattr(padded, "forward_rows", lambda *inputs: (real(*inputs)[0] * math.nan, 0))
     with pytest.raises(BackendError, match="not a number"):
         run_probes(client)
-    monkeypatch.setattr(scoring, "forward_rows", lambda *_: [][1])
+    monkeypatch.setattr(padded, "forward_rows", lambda *_: [][1])
     with pytest.raises(BackendError, match="the model failed: IndexError"):
         run_probes(client)
 
@@ -185,7 +185,7 @@ def test_no_memory_is_no_failure(make_client: Callable[..., Client], monkeypatch
     client = make_client(dtype="bfloat16")
     client.backend._load()
     monkeypatch.setattr(transformers_backend.model.AutoModelForCausalLM, "from_pretrained", out_of_memory)
-    monkeypatch.setattr(decoding, "extend", out_of_memory)
+    monkeypatch.setattr(padded, "extend", out_of_memory)
     probes = {probe.name: probe for probe in run_probes(client)}
     assert probes["run's dtype"].detail == "not enough memory on cpu for a float32 copy"
     assert probes["chunked prefill at 3"].verdict == SKIPPED
@@ -197,7 +197,7 @@ def test_a_reset_that_keeps_the_length_is_not_the_models_fault(
 ):
     """As transformers 5.16 does it."""
     monkeypatch.setattr(
-        decoding.DynamicCache, "reset", lambda cache: [layer.keys.zero_() for layer in cache.layers]
+        padded.DynamicCache, "reset", lambda cache: [layer.keys.zero_() for layer in cache.layers]
     )
     probes = {probe.name: probe for probe in run_probes(client)}
     assert probes["cache used again"].verdict == SKIPPED

@@ -84,7 +84,7 @@ def test_packing_is_exact():
     assert unpack_score(pack_score(score)) == score
     response = GenerateResponse((5, 151_000, 7), "naïve\ntext \U0001f98a", "stop", (0.5, 1e9, 0.25))
     assert unpack_generate(pack_generate(response)) == response
-    empty = GenerateResponse((), "", "length", ())
+    empty = GenerateResponse((), "", "loop", ())
     assert unpack_generate(pack_generate(empty)) == empty
 
 

@@ -102,6 +102,16 @@ def test_one_label_over_two_models_is_refused(tmp_path: Path) -> None:
         merge_runs(runs)
 
 
+def test_a_label_without_records_is_no_other_model(tmp_path: Path) -> None:
+    full = load_stored(str(stored(tmp_path / "full", ["teacher", "a"])))
+    empty = dataclasses.replace(full, records=tuple(r for r in full.records if r.checkpoint != "teacher"))
+    for runs in ([empty, full], [full, empty]):
+        merged, notes = merge_runs(runs)
+        assert sorted(r.checkpoint for r in merged.records) == ["a", "teacher"]
+        assert merged.checkpoints == ("teacher", "a")
+        assert any("a is in several runs" in note for note in notes)
+
+
 def test_runs_without_a_common_task_are_refused(tmp_path: Path) -> None:
     other = dataclasses.replace(TASK, name="other")
     runs = [load_stored(str(stored(tmp_path / t.name, [t.name], (t,)))) for t in (TASK, other)]

@@ -9,13 +9,18 @@ checked. There, pass the same ``cu_seqlens`` tensor to every layer: fla keeps wh
 """
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from distill.ops import conv, delta_rule, fla_kernels
 from distill.ops import ssd as state_space
-from distill.ops.segments import split_documents
+from distill.ops.documents import convolve_documents, document_lengths, run_documents
+
+# What stands behind a document among longer ones: no key, no decay; for Mamba2 a step of length zero.
+DELTA_RULE = partial(run_documents, delta_rule.delta_rule, (None, 0.0, None, float("-inf"), None))
+SSD = partial(run_documents, state_space.ssd, (None, float("-inf"), None, None))
 
 
 def kda(
@@ -30,7 +35,9 @@ def kda(
     """
     op = fla_kernels.kda if v.is_cuda else delta_rule.delta_rule
     parameters = {"A_log": A_log, "dt_bias": dt_bias}
-    return _run(op, (q, k, v, gate, beta), parameters, initial_state, output_final_state, cu_seqlens)
+    return _run(
+        op, DELTA_RULE, (q, k, v, gate, beta), parameters, initial_state, output_final_state, cu_seqlens
+    )
 
 
 def gated_delta_rule(
@@ -39,7 +46,9 @@ def gated_delta_rule(
     """Gated DeltaNet: as ``kda`` with one decay a head: ``gate`` [B, T, H], ``dt_bias`` [H] (paper, equation 3)."""
     op = fla_kernels.gated_delta_rule if v.is_cuda else delta_rule.delta_rule
     parameters = {"A_log": A_log, "dt_bias": dt_bias}
-    return _run(op, (q, k, v, gate, beta), parameters, initial_state, output_final_state, cu_seqlens)
+    return _run(
+        op, DELTA_RULE, (q, k, v, gate, beta), parameters, initial_state, output_final_state, cu_seqlens
+    )
 
 
 def ssd(x, dt, b, c, *, A_log, dt_bias, initial_state=None, output_final_state=False, cu_seqlens=None):
@@ -50,7 +59,7 @@ def ssd(x, dt, b, c, *, A_log, dt_bias, initial_state=None, output_final_state=F
     """
     op = fla_kernels.ssd if x.is_cuda else state_space.ssd
     parameters = {"A_log": A_log, "dt_bias": dt_bias}
-    return _run(op, (x, dt, b, c), parameters, initial_state, output_final_state, cu_seqlens)
+    return _run(op, SSD, (x, dt, b, c), parameters, initial_state, output_final_state, cu_seqlens)
 
 
 def causal_conv(
@@ -65,7 +74,7 @@ def causal_conv(
         raise ValueError(f"activation must be None or 'silu', got {activation!r}")
     op = fla_kernels.causal_conv if x.is_cuda else conv.causal_conv
     parameters = {"weight": weight, "bias": bias, "activation": activation}
-    return _run(op, (x,), parameters, initial_state, output_final_state, cu_seqlens)
+    return _run(op, convolve_documents, (x,), parameters, initial_state, output_final_state, cu_seqlens)
 
 
 def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -73,7 +82,7 @@ def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return fla_kernels.swiglu(gate, x) if x.is_cuda else F.silu(gate) * x
 
 
-def _run(op, sequences, parameters, initial_state, output_final_state, cu_seqlens):
+def _run(op, packed, sequences, parameters, initial_state, output_final_state, cu_seqlens):
     if sequences[0].is_cuda:
         return op(
             *sequences,
@@ -85,12 +94,7 @@ def _run(op, sequences, parameters, initial_state, output_final_state, cu_seqlen
     # Autocast would take the products to bfloat16; entering its context costs a tenth of a decode step.
     off = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
     with off:
-        if cu_seqlens is None:
-            out, state = op(*sequences, **parameters, initial_state=initial_state)
-            return out, state if output_final_state else None
-        documents = [
-            op(*parts, **parameters, initial_state=state)
-            for parts, state in split_documents(sequences, initial_state, cu_seqlens)
-        ]
-    outputs, states = zip(*documents, strict=True)
-    return torch.cat(outputs, dim=1), torch.cat(states) if output_final_state else None
+        if cu_seqlens is not None:
+            op = partial(packed, document_lengths(sequences[0], initial_state, cu_seqlens))
+        out, state = op(*sequences, **parameters, initial_state=initial_state)
+    return out, state if output_final_state else None

@@ -59,7 +59,10 @@ def _step(state, q, k, v, gate, beta, A_log, dt_bias):
     q, k = (qk * norm).view(2, B * H, 1, K)
     state = (state * decay[..., None]).view(B * H, K, V)
     error = torch.baddbmm(v.to(dtype).reshape(B * H, 1, V), k, state, alpha=-1)
-    state = torch.addcmul(state, k.mT, error * beta.to(dtype).sigmoid().view(B * H, 1, 1))
+    written = error * beta.to(dtype).sigmoid().view(B * H, 1, 1)
+    # The decayed state is ours: writing into it saves a pass over memory, but gradients need it as it was.
+    add = torch.addcmul if torch.is_grad_enabled() else torch.Tensor.addcmul_
+    state = add(state, k.mT, written)
     out = torch.bmm(q * K**-0.5, state)
     return out.view(B, 1, H, V).to(v.dtype), state.view(B, H, K, V)
 

@@ -1,7 +1,6 @@
-"""Long sequences in segments of chunks, and packed documents one at a time: what the CPU paths share."""
+"""Long sequences in segments of chunks: what the CPU paths share."""
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -91,24 +90,3 @@ def from_chunks(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     n, _, C, _ = x.shape
     x = x.view(n, B, H, C, V).permute(1, 0, 3, 2, 4).reshape(B, n * C, H, V)
     return x[:, :T].to(like.dtype)
-
-
-def split_documents(
-    sequences: Sequence[torch.Tensor], state: torch.Tensor | None, cu_seqlens: torch.Tensor
-) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor | None]]:
-    """Yield each packed document's part of the sequences and its initial state.
-
-    Raises ValueError unless ``cu_seqlens`` rises from 0 to the row's length and every document has its state.
-    """
-    B, T = sequences[0].shape[:2]
-    ends = cu_seqlens.tolist()
-    lengths = [e - s for s, e in pairwise(ends)]
-    if B != 1:
-        raise ValueError(f"cu_seqlens needs the documents packed in one row, got a batch of {B}")
-    if not lengths or ends[0] != 0 or ends[-1] != T or min(lengths) < 0:
-        raise ValueError(f"cu_seqlens must rise from 0 to the row's {T} tokens, got {ends}")
-    if state is not None and state.shape[0] != len(lengths):
-        raise ValueError(f"{len(lengths)} packed documents need as many states, got {state.shape[0]}")
-    states = [None] * len(lengths) if state is None else state.split(1)
-    for *parts, initial in zip(*(x.split(lengths, dim=1) for x in sequences), states, strict=True):
-        yield tuple(parts), initial

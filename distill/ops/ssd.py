@@ -47,6 +47,7 @@ def _step(state, x, dt, b, c, A_log, dt_bias):
     step = F.softplus(dt.squeeze(1).to(dtype) + dt_bias.to(dtype))
     decay = (-A_log.to(dtype).exp() * step).exp()
     values = x.squeeze(1).to(dtype) * step[..., None]
-    state = state * decay[..., None, None] + b.squeeze(1).to(dtype)[..., None] * values[..., None, :]
+    written = b.squeeze(1).to(dtype)[..., None] * values[..., None, :]
+    state = (state * decay[..., None, None]).add_(written)
     out = c.squeeze(1).to(dtype)[..., None, :] @ state
     return out.transpose(1, 2).to(x.dtype), state

@@ -119,8 +119,7 @@ def _shown(value: Any) -> str:
 
 
 def _tasks(left: RunFacts, right: RunFacts, names: Sequence[str]) -> Iterator[Difference]:
-    # What only an arm uses changes nothing unless both have run it.
-    arms = [arm for arm in ARMS if all(arm in (facts.options.get("arms") or ()) for facts in (left, right))]
+    arms = _common_arms(left, right)
     for name in names:
         if name not in right.tasks:
             yield _refused("tasks", f"task {name} is in the {left.name} but not in the {right.name}")
@@ -131,6 +130,11 @@ def _tasks(left: RunFacts, right: RunFacts, names: Sequence[str]) -> Iterator[Di
             if key == f"{GENERATIVE}.{LETTERS}" and LETTERS not in arms:
                 continue
             yield _refused("task definition", f"task {name}: {key} is {_pair(left, right, a, b)}")
+
+
+def _common_arms(left: RunFacts, right: RunFacts) -> list[str]:
+    """Return the arms that both have run: what only an arm uses changes nothing otherwise."""
+    return [arm for arm in ARMS if all(arm in (facts.options.get("arms") or ()) for facts in (left, right))]
 
 
 def _changed(
@@ -173,7 +177,8 @@ def _engines(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
 
 
 def _data(left: RunFacts, right: RunFacts, names: Sequence[str]) -> Iterator[Difference]:
-    specs = [left.tasks[name].get(side) or {} for name in names for side in PROTOCOLS]
+    sides = (*PROTOCOLS, *_common_arms(left, right))
+    specs = [left.tasks[name].get(side) or {} for name in names for side in sides]
     used = sorted({spec["dataset"] for spec in specs if spec.get("dataset")})
     for name in used:
         a, b = left.data.get(name), right.data.get(name)

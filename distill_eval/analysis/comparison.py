@@ -29,11 +29,10 @@ from distill_eval.analysis.differences import (
 )
 from distill_eval.analysis.eligibility import protocols_at_floor
 from distill_eval.analysis.estimates import Measured, measure, simple_binary, tango_estimate, wilson_estimate
-from distill_eval.analysis.frame import checked_frame
+from distill_eval.analysis.frame import check_labels, checked_frame
 from distill_eval.analysis.notes import few_items_note, frame_notes, task_notes
 from distill_eval.analysis.pairing import Paired, pair_items, task_protocols
 from distill_eval.analysis.resampling import task_generator
-from distill_eval.errors import OptionError
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Cell, Delta, Estimate, Gap, Results, TaskResult
 from distill_eval.schema.tasks import TaskSpec
@@ -50,11 +49,7 @@ def compare_records(
     checkpoint or for a repeated one, DataError for records that cannot be compared.
     """
     checkpoints = tuple(checkpoints)
-    if not checkpoints:
-        raise OptionError("compare needs at least one checkpoint; the first is the reference")
-    for label in checkpoints:
-        if checkpoints.count(label) > 1:
-            raise OptionError(f"checkpoint {label!r} is given twice; use distinct labels (label=NAME)")
+    check_labels(checkpoints)
     data = checked_frame(frame, checkpoints)
     rows, notes = [], frame_notes(data, tasks, checkpoints)
     for task in tasks:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from distill_eval.schema.efficiency import Efficiency
 from distill_eval.schema.gate import EFFICIENCY, FAIL, INCONCLUSIVE, PASS, Check, EfficiencyLimit, Policy
 
+_SIDES = ("baseline", "candidate")
+
 
 def gate_efficiency(
     baseline: Sequence[Efficiency],
@@ -22,21 +24,33 @@ def gate_efficiency(
     """Return a check per figure and setting that the policy limits.
 
     ``other_hardware``: how the machines differ; figures then say nothing about the candidate. A figure that the
-    policy asks for and either side has not measured is inconclusive, unless the policy calls it optional.
+    policy asks for and either side has not measured, at all or under a setting of the other's, is inconclusive, unless
+    the policy calls it optional; so is one that the sides give in different units.
     """
     checks = []
     for figure, limit in policy.efficiency.items():
         sides = [{f.setting: f for f in figures if f.figure == figure} for figures in (baseline, candidate)]
-        settings = [setting for setting in sides[0] if setting in sides[1]]
-        if not settings and not limit.optional:
+        common = sides[0].keys() & sides[1].keys()
+        if not common and not limit.optional:
             checks += _absent(figure, limit, sides)
-        for setting in settings:
-            checks += _checks(sides[0][setting], sides[1][setting], limit, other_hardware)
+        for setting, found in {**sides[0], **sides[1]}.items() if common else ():
+            if setting in common:
+                checks += _checks(sides[0][setting], sides[1][setting], limit, other_hardware)
+            elif not limit.optional:
+                lacking = _SIDES[setting in sides[0]]
+                checks += _undecided(found, limit, f"the {lacking} did not measure it under this setting")
     return checks
 
 
+def _undecided(found: Efficiency, limit: EfficiencyLimit, why: str) -> list[Check]:
+    return [
+        Check(EFFICIENCY, found.setting, found.figure, "lower", unit, margin, INCONCLUSIVE, why)
+        for unit, margin in _limits(limit, found.unit)
+    ]
+
+
 def _absent(figure: str, limit: EfficiencyLimit, sides: Sequence[dict[str, Efficiency]]) -> list[Check]:
-    names = [name for name, found in zip(("baseline", "candidate"), sides, strict=True) if not found]
+    names = [name for name, found in zip(_SIDES, sides, strict=True) if not found]
     if len(names) == 2:
         why = "neither run measured it"
     elif names:
@@ -57,6 +71,9 @@ def _limits(limit: EfficiencyLimit, unit: str) -> list[tuple[str, float]]:
 def _checks(
     baseline: Efficiency, candidate: Efficiency, limit: EfficiencyLimit, other_hardware: str
 ) -> list[Check]:
+    if baseline.unit != candidate.unit:
+        why = f"measured in {baseline.unit!r} by the baseline, in {candidate.unit!r} by the candidate"
+        return _undecided(candidate, limit, why)
     checks = []
     for unit, margin in _limits(limit, candidate.unit):
         value, low, high = _change(baseline, candidate, unit)

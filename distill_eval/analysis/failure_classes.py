@@ -7,7 +7,8 @@ The classes, in order of precedence; a response is in the first that fits:
 2. recoverable: the lenient reading agrees with the gold.
 3. wrong: it states another answer.
 4. empty: nothing but white space or finished thinking.
-5. loop: it repeats itself at the end (``repetition``), whether or not that took it to the limit.
+5. loop: it repeats itself at the end (``repetition``), whether or not that took it to the limit, or it was stopped
+   for that.
 6. refused: it says that it will not or cannot answer.
 7. truncated: it reached the limit of new tokens.
 8. unparsed: it ended, but states no one answer.
@@ -53,6 +54,7 @@ from distill_eval.schema.failures import (
     WRONG,
 )
 from distill_eval.schema.records import GENERATIVE
+from distill_eval.schema.requests import CUT_SHORT
 from distill_eval.schema.tasks import TaskSpec
 
 _NEEDED = ("task", "protocol", "item_key", "score", "output", "target")
@@ -131,7 +133,7 @@ def _classify(
         strict, lenient = read_answer(form, text, question)
         if strict.value == gold:
             return RIGHT, strict.value, strict.value
-        if lenient.value and not lenient.stated and (end == "length" or has_loop(text)):
+        if lenient.value and not lenient.stated and (end in CUT_SHORT or has_loop(text)):
             lenient = NOTHING
         if lenient.value == gold:
             return RECOVERABLE, strict.value, lenient.value
@@ -157,7 +159,7 @@ def _silence(output: str, text: str, end: str, num_tokens: float) -> str | None:
     if num_tokens == 0 or not (text.strip() or unfinished):
         return EMPTY
     # An unfinished thought is all there is to look at.
-    if has_loop(text or output, ended=end not in ("length", "")):
+    if end == "loop" or has_loop(text or output, ended=end not in ("length", "")):
         return LOOP
     if is_refusal(text):
         return REFUSED

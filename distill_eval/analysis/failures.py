@@ -35,6 +35,7 @@ from distill_eval.schema.failures import (
     Term,
 )
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
+from distill_eval.schema.requests import CUT_SHORT
 from distill_eval.schema.results import Estimate
 from distill_eval.schema.tasks import TaskSpec
 
@@ -114,7 +115,7 @@ def _columns(
     columns = {name: item_means((failure == name).astype(float), classed) for name in CLASSES}
     columns[_ENGINE] = item_means(score, classed)
     columns[_RECOVERED] = item_means(np.where(failure == RECOVERABLE, np.maximum(score, 1.0), score), classed)
-    columns[_FINISHED] = item_means(score, classed & (ends != "length") & (ends != ""))
+    columns[_FINISHED] = item_means(score, classed & ~np.isin(ends, (*CUT_SHORT, "")))
     if form in PARSED:
         columns[_LENIENT] = columns[RIGHT] + columns[RECOVERABLE]
     if paired.task.loglikelihood is not None:

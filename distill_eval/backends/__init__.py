@@ -9,6 +9,8 @@ from distill_eval.schema.run import RunOptions
 
 BACKENDS = {
     "transformers": "distill_eval.backends.transformers.backend:TransformersBackend",
+    "openai": "distill_eval.backends.openai.backend:OpenAIBackend",
+    "vllm": "distill_eval.backends.vllm.replicas:open_vllm",
     "fake": "distill_eval.backends.fake:FakeBackend",
 }
 

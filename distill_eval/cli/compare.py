@@ -8,12 +8,36 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_eval.cli.endpoints import (
+    ApiKeyEnv,
+    BaseUrl,
+    RequestRetries,
+    RequestsPerMinute,
+    RequestTimeout,
+    ServedModel,
+    parse_endpoint,
+)
 from distill_eval.cli.options import (
     HOW,
     RISK,
     WHAT,
-    WHERE,
+    AllowUnsandboxedCode,
+    AsJson,
+    Attention,
+    Backend,
+    BackendOption,
+    BatchSize,
+    CacheDir,
+    DataDir,
+    Device,
+    Dtype,
+    LimitSeed,
+    MaxMemory,
+    TasksDir,
+    limit_option,
     parse_arms,
+    parse_backend_options,
+    parse_max_memory,
     parse_max_new_tokens,
     parse_sampling,
     parse_seeds,
@@ -50,9 +74,7 @@ def compare_command(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            help="Items a task, drawn by seed, the same for all. Default: every item.", rich_help_panel=WHAT
-        ),
+        limit_option("Items a task, drawn by seed, the same for all. Default: every item.", WHAT),
     ] = None,
     arms: Annotated[
         str | None,
@@ -64,7 +86,7 @@ def compare_command(
             show_default=False,
         ),
     ] = None,
-    limit_seed: Annotated[int, typer.Option(help="Seed of that draw.", rich_help_panel=WHAT)] = 0,
+    limit_seed: LimitSeed = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -108,59 +130,29 @@ def compare_command(
     system_prompt: Annotated[
         str | None, typer.Option(help="System prompt for every checkpoint.", rich_help_panel=HOW)
     ] = None,
-    backend: Annotated[
-        str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)
-    ] = "transformers",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16.",
-            rich_help_panel=WHERE,
-        ),
-    ] = "auto",
-    attention: Annotated[
-        str, typer.Option(help="Attention implementation: sdpa, eager, ...", rich_help_panel=WHERE)
-    ] = "sdpa",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Most sequences at once. Default: by token budget.", rich_help_panel=WHERE),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_DATA",
-            help="Local mirror of the benchmark data; nothing is fetched then.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
-    ] = None,
-    tasks_dir: Annotated[
-        list[Path] | None, typer.Option(help="Folder with more task files.", rich_help_panel=WHERE)
-    ] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_CACHE",
-            help="Response cache and converted checkpoints. Default: ~/.cache/distill-eval.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
-    ] = None,
+    backend: Backend = "transformers",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+    batch_size: BatchSize = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
+    requests_per_minute: RequestsPerMinute = None,
+    request_timeout: RequestTimeout = None,
+    request_retries: RequestRetries = None,
+    backend_option: BackendOption = None,
+    max_memory: MaxMemory = None,
+    data_dir: DataDir = None,
+    tasks_dir: TasksDir = None,
+    cache_dir: CacheDir = None,
     trust_remote_code: Annotated[
         list[str] | None,
         typer.Option(
             help="Label of a checkpoint that may run code of its own.", metavar="LABEL", rich_help_panel=RISK
         ),
     ] = None,
-    allow_unsandboxed_code: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unsandboxed-code",
-            help="Run model-written code (HumanEval) even where no sandbox can be had.",
-            rich_help_panel=RISK,
-        ),
-    ] = False,
+    allow_unsandboxed_code: AllowUnsandboxedCode = False,
     published: Annotated[
         str | None,
         typer.Option(
@@ -173,9 +165,7 @@ def compare_command(
         bool,
         typer.Option("--details", help="Print every table of the report, not only those that matter most."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare checkpoints on the same items by log-likelihood and by generation.
 
@@ -183,7 +173,9 @@ def compare_command(
     provenance.json. Interrupted runs go on where they stopped when the same command is given again.
 
     Examples: `distill-eval compare teacher=Qwen/Qwen3-0.6B student=./student --suite table1`,
-    `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`
+    `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`,
+    `distill-eval compare A B --suite table1 --backend openai --base-url A=http://127.0.0.1:8000/v1
+    --base-url B=http://127.0.0.1:8001/v1`
     """
     names = [*([teacher] if teacher else []), *(checkpoints or [])]
     if published is not None:
@@ -196,7 +188,7 @@ def compare_command(
     if _all_runs(names):
         from distill_eval.compare import compare_stored
 
-        _show(compare_stored(names, out or Path("runs") / "comparison"), details, as_json)
+        show_comparison(compare_stored(names, out or Path("runs") / "comparison"), details, as_json)
         return
     if len(names) < 2:
         raise OptionError(
@@ -205,10 +197,6 @@ def compare_command(
         )
     if suite is None and tasks is None:
         raise OptionError("say what to run: --suite NAME or --tasks A,B (`distill-eval tasks` lists both)")
-    if limit is not None and limit < 1:
-        raise OptionError(f"--limit must be at least 1, got {limit}")
-    if batch_size is not None and batch_size < 1:
-        raise OptionError(f"--batch-size must be at least 1, got {batch_size}")
 
     from distill_eval.catalog import load_catalog, select_tasks
 
@@ -231,6 +219,11 @@ def compare_command(
         dtype=dtype,
         attention=attention,
         batch_size=batch_size,
+        endpoint=parse_endpoint(
+            base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
+        ),
+        backend_options=parse_backend_options(backend, backend_option),
+        max_memory_gib=parse_max_memory(max_memory),
         allow_unsandboxed_code=allow_unsandboxed_code,
         data_dir=data_dir,
         cache_dir=cache_dir,
@@ -252,7 +245,7 @@ def compare_command(
             on_progress=bars,
             on_note=bars.note,
         )
-    _show(comparison, details, as_json)
+    show_comparison(comparison, details, as_json)
 
 
 def _all_runs(names: list[str]) -> bool:
@@ -268,18 +261,18 @@ def _all_runs(names: list[str]) -> bool:
     return bool(runs)
 
 
-def _show(comparison: "Comparison", details: bool, as_json: bool) -> None:
+def show_comparison(comparison: "Comparison", details: bool = False, as_json: bool = False) -> None:
+    """Print a comparison: its results and explanation as JSON, or its tables (``details``: all of them)."""
     if as_json:
         from distill_eval.runs import plain
 
         whole = {"folder": str(comparison.folder), **asdict(comparison.results)}
         print(json.dumps(plain({**whole, "explanation": asdict(comparison.explanation)}), indent=2))
         return
-    print_comparison(comparison, details)
+    _print(comparison, details)
 
 
-def print_comparison(comparison: "Comparison", details: bool = False) -> None:
-    """Print the tables of a comparison (``details``: all of them) and say where its files are."""
+def _print(comparison: "Comparison", details: bool) -> None:
     from rich.console import Console
 
     from distill_eval.render.explanation import explanation_sections, short_tables

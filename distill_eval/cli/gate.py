@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill_eval.cli.endpoints import ApiKeyEnv, BaseUrl, ServedModel, parse_endpoint
+from distill_eval.cli.options import (
+    cache_dir_option,
+    data_dir_option,
+    limit_option,
+    max_memory_option,
+    parse_max_memory,
+    split_names,
+    tasks_dir_option,
+)
 from distill_eval.errors import OptionError, OutputError, UserError
 from distill_eval.schema.sequential import FIXED_ITEMS, POPULATION
 
@@ -72,9 +82,7 @@ def gate_command(
         str | None,
         typer.Option(help="Or their names, separated by commas.", metavar="A,B", rich_help_panel=SEQUENTIAL),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Most items a task for it.", rich_help_panel=SEQUENTIAL)
-    ] = None,
+    limit: Annotated[int | None, limit_option("Most items a task for it.", SEQUENTIAL)] = None,
     greedy: Annotated[
         bool | None,
         typer.Option(
@@ -87,26 +95,12 @@ def gate_command(
     out: Annotated[Path, typer.Option(help="Folder for the candidate's run.", rich_help_panel=WHERE)] = Path(
         "runs/gate"
     ),
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_DATA",
-            help="Local mirror of the benchmark data. Default: the baseline's.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
-    ] = None,
-    tasks_dir: Annotated[
-        list[Path] | None, typer.Option(help="Folder with more task files.", rich_help_panel=WHERE)
-    ] = None,
+    max_memory: Annotated[str | None, max_memory_option("the baseline's.", WHERE)] = None,
+    data_dir: Annotated[Path | None, data_dir_option(". Default: the baseline's.", WHERE)] = None,
+    tasks_dir: Annotated[list[Path] | None, tasks_dir_option(WHERE)] = None,
     cache_dir: Annotated[
         Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_CACHE",
-            help="Response cache and converted checkpoints. Default: the baseline's.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
+        cache_dir_option("Response cache and converted checkpoints. Default: the baseline's.", WHERE),
     ] = None,
     trust_remote_code: Annotated[
         bool,
@@ -114,6 +108,9 @@ def gate_command(
             "--trust-remote-code", help="The candidate may run code of its own.", rich_help_panel=WHERE
         ),
     ] = False,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as JSON.", rich_help_panel=OUTPUT)
     ] = False,
@@ -167,10 +164,12 @@ def gate_command(
             tasks_dirs=tuple(tasks_dir or ()),
             data_dir=data_dir,
             cache_dir=cache_dir,
+            max_memory_gib=parse_max_memory(max_memory),
             trusted=(candidate,) if trust_remote_code else (),
+            endpoint=parse_endpoint(base_url, served_model, api_key_env) if base_url else None,
         )
         if sequential and not names_run(baseline):
-            names = _names(tasks) if suite or tasks else asked.tasks
+            names = split_names(tasks) if suite or tasks else asked.tasks
             evaluation = _with_tasks(evaluation, suite, names, limit, greedy)
         # Stored runs are decided at once: bars are for models.
         with ProgressBars(quiet=as_json or names_run(candidate)) as bars:
@@ -191,10 +190,6 @@ def gate_command(
     return EXIT_CODES[result.outcome]
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
 def _with_tasks(
     evaluation: "Evaluation",
     suite: str | None,
@@ -211,8 +206,6 @@ def _with_tasks(
         raise OptionError(
             "--baseline is a checkpoint: say what to evaluate with --suite NAME or --tasks A,B, or tasks in the policy"
         )
-    if limit is not None and limit < 1:
-        raise OptionError(f"--limit must be at least 1, got {limit}")
     catalog = load_catalog(evaluation.tasks_dirs)
     chosen = select_tasks(catalog, suite=suite, names=names)
     defaults, options = catalog.suites[suite] if suite else None, RunOptions(limit=limit)

@@ -1,12 +1,11 @@
 """``distill-eval import`` and ``distill-eval export``: runs made by lm-eval and EvalScope, and for them."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from distill_eval.cli.options import AsJson, TasksDir, data_dir_option
 from distill_eval.errors import OptionError, did_you_mean
 from distill_eval.schema.interchange import ENGINES
 
@@ -24,28 +23,24 @@ def import_command(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Run folder to write.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/imported"),
     engine: Annotated[
         str, typer.Option("--format", help="auto, or read the folders as those of lm-eval or evalscope.")
     ] = AUTO,
-    tasks_dir: Annotated[list[Path] | None, typer.Option(help="Folder with more task files.")] = None,
+    tasks_dir: TasksDir = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_DATA",
-            help="Local mirror of the benchmark data, for what EvalScope's prompts do not tell (HellaSwag).",
-            show_default=False,
-        ),
+        data_dir_option(", for what EvalScope's prompts do not tell (HellaSwag)."),
     ] = None,
     skip_unknown: Annotated[
         bool, typer.Option("--skip-unknown", help="Leave out logs that no task file covers.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON; no table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare runs made elsewhere: read their per-sample logs and write a run folder as `compare` does.
 
     Example: `distill-eval import teacher=lmeval/teacher teacher=evalscope/teacher student=lmeval/student
-    student=evalscope/student --out runs/imported`
+    student=evalscope/student`
     """
     chosen = None if engine == AUTO else _engine(engine, (AUTO, *ENGINES))
 
@@ -60,13 +55,9 @@ def import_command(
         folders, load_catalog(tuple(tasks_dir or ())), out,
         engine=chosen, data_dir=mirror, skip_unknown=skip_unknown,
     )  # fmt: skip
-    if as_json:
-        print(json.dumps({"folder": str(comparison.folder), **asdict(comparison.results)}, indent=2))
-        return
+    from distill_eval.cli.compare import show_comparison
 
-    from distill_eval.cli.compare import print_comparison
-
-    print_comparison(comparison)
+    show_comparison(comparison, as_json=as_json)
 
 
 def export_command(

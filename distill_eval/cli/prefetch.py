@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
+from distill_eval.cli.options import TasksDir, split_names
+
 
 def prefetch_command(
     suite: Annotated[str, typer.Argument(help="Suite to fetch, or task names joined by commas.")],
     folder: Annotated[Path, typer.Argument(help="Mirror to write or to complete.")],
-    tasks_dir: Annotated[
-        list[Path] | None, typer.Option("--tasks-dir", help="Folder with further task files (repeatable).")
-    ] = None,
+    tasks_dir: TasksDir = None,
 ) -> None:
     """Fetch the data of a suite into DIR, pinned, for use with --data-dir and no network."""
     from rich.console import Console
@@ -24,7 +24,7 @@ def prefetch_command(
     if suite in catalog.suites or ("," not in suite and suite not in catalog.tasks):
         tasks = select_tasks(catalog, suite=suite)
     else:
-        tasks = select_tasks(catalog, names=[name.strip() for name in suite.split(",")])
+        tasks = select_tasks(catalog, names=split_names(suite))
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console) as progress:

@@ -3,12 +3,22 @@
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distill_eval.cli.endpoints import ApiKeyEnv, BaseUrl, ServedModel, parse_endpoint
+from distill_eval.cli.options import (
+    DTYPES,
+    RISK,
+    WHERE,
+    AsJson,
+    Attention,
+    Backend,
+    Device,
+    cache_dir_option,
+)
 from distill_eval.errors import OptionError
 from distill_eval.schema.run import RunOptions
 
@@ -29,31 +39,29 @@ def probe_command(
             show_default=False,
         ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="What runs the models.")] = "transformers",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Backend = "transformers",
+    device: Device = "auto",
     dtype: Annotated[
         str,
         typer.Option(
-            help="auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16. "
-            "float32 finds the most: there rounding hides nothing."
+            help=f"{DTYPES} float32 finds the most: there rounding hides nothing.", rich_help_panel=WHERE
         ),
     ] = "auto",
-    attention: Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, ...")] = "sdpa",
+    attention: Attention = "sdpa",
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
     cache_dir: Annotated[
         Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_CACHE",
-            help="Where `compare` finds these results again. Default: ~/.cache/distill-eval.",
-            show_default=False,
-        ),
+        cache_dir_option("Where `compare` finds these results again. Default: ~/.cache/distill-eval."),
     ] = None,
     trust_remote_code: Annotated[
         list[str] | None,
-        typer.Option(help="Label of a checkpoint that may run code of its own.", metavar="LABEL"),
+        typer.Option(
+            help="Label of a checkpoint that may run code of its own.", metavar="LABEL", rich_help_panel=RISK
+        ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Check that a model's code computes the same model on every path.
 
@@ -87,16 +95,24 @@ def probe_command(
     if not checkpoints:
         raise OptionError("probe needs a checkpoint: distill-eval probe ./student")
     options = RunOptions(
-        backend=backend, device=device, dtype=dtype, attention=attention, cache_dir=cache_dir
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        endpoint=parse_endpoint(base_url, served_model, api_key_env),
+        cache_dir=cache_dir,
     )
 
+    from distill_eval.backends.openai.endpoint import check_endpoints
     from distill_eval.cli.progress import ProgressBars
     from distill_eval.compare import resolve_all
     from distill_eval.content import default_cache_dir
+    from distill_eval.runs import plain
     from distill_eval.store import ResponseStore
 
     folder = cache_dir or default_cache_dir()
     found = resolve_all(checkpoints, folder, tuple(trust_remote_code or ()))
+    check_endpoints(options, found)
     store = ResponseStore(folder / "responses.sqlite")
     results = []
     try:
@@ -109,8 +125,7 @@ def probe_command(
     finally:
         store.close()
     if as_json:
-        shown = [{**result, "probes": [asdict(probe) for probe in result["probes"]]} for result in results]
-        print(json.dumps({"checkpoints": shown}, indent=2))
+        print(json.dumps(plain({"checkpoints": results}), indent=2))
     return 0 if all(result["passed"] for result in results) else EXIT_FAILED
 
 

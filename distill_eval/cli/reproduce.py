@@ -8,8 +8,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill_eval.cli.options import HOW, RISK, WHAT, WHERE, parse_sampling, parse_seeds, split_names
-from distill_eval.errors import OptionError
+from distill_eval.cli.endpoints import (
+    ApiKeyEnv,
+    BaseUrl,
+    RequestRetries,
+    RequestsPerMinute,
+    RequestTimeout,
+    ServedModel,
+    parse_endpoint,
+)
+from distill_eval.cli.options import (
+    HOW,
+    RISK,
+    WHAT,
+    AllowUnsandboxedCode,
+    AsJson,
+    Backend,
+    BackendOption,
+    BatchSize,
+    CacheDir,
+    DataDir,
+    Device,
+    Dtype,
+    LimitSeed,
+    MaxMemory,
+    TasksDir,
+    limit_option,
+    parse_backend_options,
+    parse_max_memory,
+    parse_sampling,
+    parse_seeds,
+    split_names,
+)
 from distill_eval.schema.run import RunOptions
 
 if TYPE_CHECKING:
@@ -67,10 +97,9 @@ def reproduce_command(
         typer.Option(help="Only these tasks of the table.", metavar="A,B", rich_help_panel=WHAT),
     ] = None,
     limit: Annotated[
-        int | None,
-        typer.Option(help="Items a task, drawn by seed. Default: every item.", rich_help_panel=WHAT),
+        int | None, limit_option("Items a task, drawn by seed. Default: every item.", WHAT)
     ] = None,
-    limit_seed: Annotated[int, typer.Option(help="Seed of that draw.", rich_help_panel=WHAT)] = 0,
+    limit_seed: LimitSeed = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -99,38 +128,21 @@ def reproduce_command(
     max_new_tokens: Annotated[
         int, typer.Option(help="Longest answer, in tokens.", min=1, rich_help_panel=HOW)
     ] = RunOptions().max_new_tokens,
-    backend: Annotated[
-        str, typer.Option(help="What runs the models.", rich_help_panel=WHERE)
-    ] = "transformers",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=WHERE)
-    ] = "auto",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Most sequences at once. Default: by token budget.", min=1, rich_help_panel=WHERE),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_DATA",
-            help="Local mirror of the benchmark data; nothing is fetched then.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
-    ] = None,
-    tasks_dir: Annotated[
-        list[Path] | None, typer.Option(help="Folder with more task files.", rich_help_panel=WHERE)
-    ] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_CACHE",
-            help="Response cache and converted checkpoints. Default: ~/.cache/distill-eval.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
-    ] = None,
+    backend: Backend = "transformers",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    batch_size: BatchSize = None,
+    base_url: BaseUrl = None,
+    served_model: ServedModel = None,
+    api_key_env: ApiKeyEnv = None,
+    requests_per_minute: RequestsPerMinute = None,
+    request_timeout: RequestTimeout = None,
+    request_retries: RequestRetries = None,
+    backend_option: BackendOption = None,
+    max_memory: MaxMemory = None,
+    data_dir: DataDir = None,
+    tasks_dir: TasksDir = None,
+    cache_dir: CacheDir = None,
     trust_remote_code: Annotated[
         list[str] | None,
         typer.Option(
@@ -139,17 +151,8 @@ def reproduce_command(
             rich_help_panel=RISK,
         ),
     ] = None,
-    allow_unsandboxed_code: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unsandboxed-code",
-            help="Run model-written code (HumanEval) even where no sandbox can be had.",
-            rich_help_panel=RISK,
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")
-    ] = False,
+    allow_unsandboxed_code: AllowUnsandboxedCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a published table and say, cell by cell, whether the published figure lies in the 95% interval.
 
@@ -163,8 +166,6 @@ def reproduce_command(
     if table == CLAIMS:
         _show_claims(as_json)
         return
-    if limit is not None and limit < 1:
-        raise OptionError(f"--limit must be at least 1, got {limit}")
 
     from distill_eval.catalog import load_catalog
     from distill_eval.published import load_published
@@ -175,6 +176,7 @@ def reproduce_command(
 
     from distill_eval import reproduce as reproducing
     from distill_eval.cli.progress import ProgressBars
+    from distill_eval.runs import plain
 
     if run is not None:
         from distill_eval.stored import load_stored
@@ -195,6 +197,11 @@ def reproduce_command(
             device=device,
             dtype=dtype,
             batch_size=batch_size,
+            endpoint=parse_endpoint(
+                base_url, served_model, api_key_env, requests_per_minute, request_timeout, request_retries
+            ),
+            backend_options=parse_backend_options(backend, backend_option),
+            max_memory_gib=parse_max_memory(max_memory),
             allow_unsandboxed_code=allow_unsandboxed_code,
             data_dir=data_dir,
             cache_dir=cache_dir,
@@ -213,7 +220,7 @@ def reproduce_command(
             )
     reproducing.write_reproduction(folder, found, published)
     if as_json:
-        print(json.dumps({"folder": str(folder), **asdict(found)}, indent=2))
+        print(json.dumps(plain({"folder": str(folder), **asdict(found)}), indent=2))
         return
     _print(found, published, folder)
 
@@ -243,10 +250,11 @@ def _show_claims(as_json: bool) -> None:
     from distill_eval.published import claimed_tables, load_claims
     from distill_eval.render.published import claims_table
     from distill_eval.render.tables import print_table
+    from distill_eval.runs import plain
 
     claims = load_claims()
     results = check_claims(claims, claimed_tables(claims))
     if as_json:
-        print(json.dumps([asdict(result) for result in results], indent=2))
+        print(json.dumps(plain(results), indent=2))
         return
     print_table(claims_table(results), Console(width=None if sys.stdout.isatty() else 120))

@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from distill_eval.cli.options import AsJson, DataDir, TasksDir
+
 if TYPE_CHECKING:
     from distill_eval.schema.tasks import GenerativeSpec, LoglikelihoodSpec, TaskSpec
-
-TasksDir = Annotated[
-    list[Path] | None, typer.Option("--tasks-dir", help="Folder with further task files (repeatable).")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 app = typer.Typer(help="List tasks and suites, or show one task and the prompts it sends.")
 
@@ -63,9 +59,7 @@ def tasks_show_command(
         str | None,
         typer.Option("--tokenizer", help="Checkpoint whose chat template and tokenizer render the prompts."),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Local mirror of benchmark data [DISTILL_EVAL_DATA].")
-    ] = None,
+    data_dir: DataDir = None,
     apply_chat_template: Annotated[
         bool, typer.Option("--apply-chat-template", help="Use the chat template under log-likelihood too.")
     ] = False,
@@ -73,7 +67,8 @@ def tasks_show_command(
     as_json: AsJson = False,
 ) -> None:
     """Show all settings of one task, and with --render what the model would read."""
-    from distill_eval.catalog import load_catalog, select_tasks, shown_path
+    from distill_eval.catalog import load_catalog, select_tasks
+    from distill_eval.yaml_files import shown_path
 
     task = select_tasks(load_catalog(tasks_dir or ()), names=[name])[0]
     prompts = _render(task, render, tokenizer, data_dir, apply_chat_template) if render else {}

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_eval.catalog import read_yaml, shown_path
 from distill_eval.content import content_path
-from distill_eval.errors import PolicyError, TaskError, did_you_mean
+from distill_eval.errors import PolicyError, did_you_mean
 from distill_eval.schema.failures import FAILURES
 from distill_eval.schema.gate import EfficiencyLimit, Margins, Policy
+from distill_eval.yaml_files import read_yaml, shown_path
 
 DEFAULT = "reports/ci/gate.yaml"
 _KEYS = ("alpha", "generation", "loglikelihood", "gap", "failures", "efficiency", "tasks")
@@ -23,10 +23,7 @@ def read_policy(path: Path | None = None) -> Policy:
     """
     path = path or content_path(DEFAULT)
     file = _File(path)
-    try:
-        raw = read_yaml(path)
-    except TaskError as error:
-        raise PolicyError(f"policy: {error}") from None
+    raw = read_yaml(path, PolicyError)
     file.known(raw, _KEYS)
     policy = Policy(
         alpha=file.number(raw, "alpha", default=0.05, most=0.5),

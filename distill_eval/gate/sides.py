@@ -13,6 +13,7 @@ from distill_eval.content import default_cache_dir
 from distill_eval.errors import OptionError, StoreError, TaskError, did_you_mean
 from distill_eval.runs import MANIFEST, RESULTS
 from distill_eval.schema.efficiency import Efficiency
+from distill_eval.schema.endpoint import EndpointOptions
 from distill_eval.schema.gate import REFUSAL, Difference, Side
 from distill_eval.schema.requests import Sampling
 from distill_eval.schema.run import RunOptions
@@ -48,7 +49,9 @@ class Evaluation:
     tasks_dirs: tuple[Path, ...] = ()
     data_dir: Path | None = None
     cache_dir: Path | None = None
+    max_memory_gib: float | None = None
     trusted: tuple[str, ...] = ()
+    endpoint: EndpointOptions | None = None
     tasks: tuple[TaskSpec, ...] = ()
     options: RunOptions = field(default_factory=RunOptions)
 
@@ -185,10 +188,17 @@ def evaluate_both(
     """Evaluate two checkpoints with ``evaluate`` on ``evaluation.tasks``, into one run."""
     from distill_eval.compare import run_comparison
 
+    options = replace(
+        evaluation.options,
+        max_memory_gib=evaluation.max_memory_gib,
+        data_dir=evaluation.data_dir,
+        cache_dir=evaluation.cache_dir,
+        arms=(),
+    )
     run_comparison(
         [baseline, candidate],
         evaluation.tasks,
-        replace(evaluation.options, data_dir=evaluation.data_dir, cache_dir=evaluation.cache_dir, arms=()),
+        options,
         evaluation.out,
         trusted=evaluation.trusted,
         evaluate=evaluate,
@@ -228,6 +238,8 @@ def _options(recorded: dict[str, Any], evaluation: Evaluation, folder: Path) -> 
     values = {name: value for name, value in recorded.items() if name in names}
     try:
         values["sampling"] = Sampling(**values.get("sampling", {}))
+        values["backend_options"] = tuple(map(tuple, values.get("backend_options", ())))
+        values["endpoint"] = evaluation.endpoint or _endpoint(values.get("endpoint", {}))
         values["seeds"] = tuple(values.get("seeds", RunOptions().seeds))
     except TypeError as error:
         raise StoreError(
@@ -237,5 +249,12 @@ def _options(recorded: dict[str, Any], evaluation: Evaluation, folder: Path) -> 
         given = getattr(evaluation, key)
         kept = Path(values[key]) if values.get(key) and Path(values[key]).is_dir() else None
         values[key] = given or kept
+    if evaluation.max_memory_gib is not None:
+        values["max_memory_gib"] = evaluation.max_memory_gib
     values |= {"arms": (), "chat_template": None}
     return RunOptions(**values)
+
+
+def _endpoint(recorded: dict[str, Any]) -> EndpointOptions:
+    lists = {name: tuple(recorded.get(name, ())) for name in ("base_urls", "served_models")}
+    return EndpointOptions(**{**recorded, **lists})

@@ -87,7 +87,10 @@ def _run(client: Client, texts: ProbeTexts, unrounded: str) -> Iterator[Probe]:
     checks = _checks(backend, texts, unrounded)
     rounding: Difference | None = None
     if not isinstance(backend, StepwiseBackend):
-        yield _compare_scores(client, texts, dtype)
+        try:
+            yield _compare_scores(client, texts, dtype)
+        except PathUnavailable as error:
+            yield Probe(BATCH, SKIPPED, str(error), True)
         for check in checks:
             if check.name != BATCH:
                 yield Probe(check.name, SKIPPED, _not_stepwise(client), check.used)

@@ -17,6 +17,7 @@ from distill_eval.protocols.evalscope_data import ITEM_KEY, Benchmark
 from distill_eval.protocols.evalscope_engine import quiet_evalscope, registered, run_task, task_config
 from distill_eval.protocols.evalscope_math import one_math_child
 from distill_eval.protocols.prompts import Messages
+from distill_eval.schema.requests import CUT_SHORT
 
 CODE_TIMEOUT_S = 4.0  # EvalScope's own for HumanEval, unless a benchmark names another
 
@@ -146,7 +147,7 @@ def _replay_model(replies: Mapping[Messages, Answer]) -> Any:
             if messages not in replies:
                 raise KeyError(f"EvalScope asks for a chat nobody answered: {messages[-1][1][:80]!r}")
             answer = replies[messages]
-            reason = "max_tokens" if answer.finish_reason == "length" else "stop"
+            reason = "max_tokens" if answer.finish_reason in CUT_SHORT else "stop"
             return ModelOutput.from_content(self.model_name, answer.text, stop_reason=reason)
 
     return Replay("replay")

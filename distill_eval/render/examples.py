@@ -115,7 +115,11 @@ def _by_item(rows: "pd.DataFrame", checkpoint: str, protocol: str) -> dict[str, 
 
 
 def _answer(record: Mapping[str, Any]) -> Answer:
-    finish = {"length": "cut off at the length limit", "stop": "ended by itself"}
+    finish = {
+        "length": "cut off at the length limit",
+        "loop": "stopped in a repetition loop",
+        "stop": "ended by itself",
+    }
     reason, count = _text(record["finish_reason"]), record["num_output_tokens"]
     facts = f"{count} tokens, {finish.get(reason, f'finished by {one_line(reason)}')}"
     if count == UNKNOWN_TOKENS:

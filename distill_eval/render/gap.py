@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.schema.gap import GapAnalysis, Retention, Split, TaskGap
-from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
+from distill_eval.schema.records import GENERATE_UNTIL, GENERATIVE, LETTERS, LOGLIKELIHOOD, PROTOCOLS
 from distill_eval.schema.results import Estimate
 from distill_eval.schema.tables import Column, Table
 
@@ -25,7 +25,7 @@ def gap_tables(analysis: GapAnalysis, checkpoints: Sequence[str]) -> list[Table]
 
 def _parts_table(analysis: GapAnalysis, candidate: str, reference: str) -> Table:
     rows = [
-        (_title(task), str(split.total.num_items), *_parts(split))
+        (_title(task, (*PROTOCOLS, LETTERS)), str(split.total.num_items), *_parts(split))
         for task in analysis.tasks
         for split in _against(task.splits, candidate, reference)
     ]
@@ -61,7 +61,7 @@ def _agreement_table(analysis: GapAnalysis) -> Table:
         rules.append(len(rows))
         for place, agreement in enumerate(task.agreements):
             shares = (agreement.both, agreement.ranked_only, agreement.generated_only, agreement.neither)
-            name = _title(task) if place == 0 else ""
+            name = _title(task, PROTOCOLS) if place == 0 else ""
             values = [number(share.value) for share in shares]
             rows.append((name, one_line(agreement.checkpoint), *values, str(agreement.both.num_items)))
     columns = (
@@ -83,7 +83,7 @@ def _retention_table(analysis: GapAnalysis, candidate: str, reference: str) -> T
         kept = {part.protocol: part for part in task.retentions if part.candidate == candidate}
         if kept:
             cells = [_retained(kept.get(protocol)) for protocol in (LOGLIKELIHOOD, GENERATIVE)]
-            rows.append((_title(task), *cells))
+            rows.append((_title(task, PROTOCOLS), *cells))
     if any("-" in row[1:] for row in rows):
         notes.append(
             f"-: {one_line(reference)} is not surely above chance there, or no item is scored for both."
@@ -106,7 +106,7 @@ def _engine_table(analysis: GapAnalysis) -> Table:
             signed = bool(split.reference)
             rows.append(
                 (
-                    _title(task) if place == 0 else "",
+                    _title(task, (GENERATIVE, GENERATE_UNTIL)) if place == 0 else "",
                     name,
                     number(split.evalscope.value, signed=signed),
                     number(split.lm_eval.value, signed=signed),
@@ -132,7 +132,7 @@ def _carrier_table(analysis: GapAnalysis, candidate: str) -> Table:
             named = ", ".join(f"{one_line(s.subset)} {number(s.part, signed=True)}" for s in heaviest)
             rows.append(
                 (
-                    _title(task),
+                    _title(task, PROTOCOLS),
                     str(part.num_items),
                     str(part.num_for),
                     str(part.num_against),
@@ -171,6 +171,7 @@ def _retained(part: Retention | None) -> str:
     return f"{number(part.value)} [{number(part.low)}, {number(part.high)}]"
 
 
-def _title(task: TaskGap) -> str:
+def _title(task: TaskGap, protocols: Sequence[str]) -> str:
+    """Return the task's title, marked where the reference is at the floor under one of ``protocols``."""
     title = one_line(task.title or task.task)
-    return f"{title} (floor)" if task.floor else title
+    return f"{title} (floor)" if set(task.floor) & set(protocols) else title

@@ -20,6 +20,9 @@ class Sampling:
         return self.temperature == 0.0
 
 
+# Finish reasons of responses that did not come to their own end.
+CUT_SHORT = ("length", "loop")
+
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, seed=0)
 
 
@@ -70,7 +73,8 @@ class GenerateResponse:
 
     ``tokens``: new token ids, the end-of-sequence token (if it was drawn) included. ``text``: decoded
     without special tokens and cut before a stop string. ``finish_reason``: ``"stop"`` (end token),
-    ``"stop_string"`` or ``"length"``. ``margins``: per new token, how far the log-probabilities would have
+    ``"stop_string"``, ``"length"`` or ``"loop"`` (stopped in a repetition loop, where that was asked for).
+    ``margins``: per new token, how far the log-probabilities would have
     had to move for another token: the lead over the runner-up (noise included), or the distance to the edge
     of the top-k or top-p set where that decides. What a near-tie is measured by.
     """

@@ -29,3 +29,15 @@ def test_other_definitions_always_count() -> None:
     other = TASK | {"generative": {"metric": "f1"}}
     found = differences(RunFacts("a", {"arc": TASK}, OPTIONS, {}), RunFacts("b", {"arc": other}, OPTIONS, {}))
     assert [difference.subject for difference in found] == ["task definition"]
+
+
+def test_the_data_of_an_arm_counts_where_both_ran_it() -> None:
+    task = {"generative": {"dataset": "made/own"}, "generate_until": {"dataset": "made/other"}}
+    ran = OPTIONS | {"arms": ["letters", "generate_until"]}
+    before = RunFacts("baseline", {"arc": task}, ran, {}, data={"made/own": "1", "made/other": "1"})
+    after = replace(before, name="candidate", data={"made/own": "1", "made/other": "2"})
+    assert [d.text for d in differences(before, after)] == [
+        "data set made/other is at 1 in the baseline, 2 in the candidate"
+    ]
+    assert differences(replace(before, options=OPTIONS), after) == []
+    assert differences(replace(before, data={"made/own": "1"}), after) == []

@@ -54,6 +54,10 @@ def failure(*arguments, **changes):
         ("the Earth " + LOOPING, "length", "loop"),
         (LOOPING, "length", "loop"),
         (LOOPING, "stop", "loop"),
+        (LOOPING, "loop", "loop"),
+        ("Planets orbit stars and", "loop", "loop"),  # what stopped it may have seen more than the text shows
+        ("Well, the Earth", "loop", "loop"),
+        ("ANSWER: A\n\n" + LOOPING, "loop", "wrong"),
         ("", "stop", "empty"),
         (" \n", "length", "empty"),
         ("<think>Hm.</think>\n", "stop", "empty"),

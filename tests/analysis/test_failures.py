@@ -95,7 +95,7 @@ def test_by_hand():
         (0, "the Moon", "stop", 0),
         (1, "ANSWER: B", "stop", 0),
         (1, CUT, "length", 0),
-        (0, CUT, "length", 0),
+        (0, CUT, "loop", 0),  # stopped where it looped
         (1, "", "stop", 0),
     ]
     records = []
@@ -104,7 +104,7 @@ def test_by_hand():
         records.append(record("m", "generative", item, float(score), output, end))
     result = analysed(records_frame(records), checkpoints=("m",)).checkpoints[0]
     assert result.counts == {
-        "right": 3, "recoverable": 3, "wrong": 1, "empty": 1, "loop": 0, "refused": 0, "truncated": 2, "unparsed": 0
+        "right": 3, "recoverable": 3, "wrong": 1, "empty": 1, "loop": 1, "refused": 0, "truncated": 1, "unparsed": 0
     }  # fmt: skip
     assert {name: share.value for name, share in result.shares.items()} == {
         name: count / 10 for name, count in result.counts.items()

@@ -78,7 +78,7 @@ def made(rng: np.random.Generator, make_task, make_records):
                             record, seed=seed, output=str(rng.choice(OUTPUTS)), prompt=str(rng.choice(PROMPTS)),
                             score=None if rng.random() < unscored else record.score,
                             subset=str(rng.choice(["", "s1", "s2"])), target=str(rng.choice(["A", "12"])),
-                            finish_reason=str(rng.choice(["stop", "length", ""])),
+                            finish_reason=str(rng.choice(["stop", "length", "loop", ""])),
                         )
                         for record in plain if rng.random() >= lost
                     ]  # fmt: skip

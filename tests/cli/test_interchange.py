@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 DATA = Path(__file__).parent.parent / "interchange" / "data"
 
 
@@ -29,6 +31,19 @@ def test_import_then_export_then_import(command: Callable, tmp_path: Path) -> No
         json.loads((tmp_path / name / "results.json").read_text()) for name in ("run", "again")
     )
     assert after["tasks"] == before["tasks"]
+    printed = json.loads(result.out, parse_constant=pytest.fail)
+    assert printed["tasks"] == after["tasks"]
+    assert printed["explanation"] == json.loads((tmp_path / "again" / "explanation.json").read_text())
+
+
+def test_without_out_the_run_folder_is_the_one_that_help_names(
+    command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command("import", f"a={DATA / 'lmeval' / 'teacher'}", f"b={DATA / 'lmeval' / 'student'}")
+    assert result.code == 0, result.err
+    assert (tmp_path / "runs" / "imported" / "manifest.json").is_file()
+    assert "runs/imported" in command("import", "--help").out
 
 
 def test_mistakes_are_one_line(command: Callable, tmp_path: Path) -> None:

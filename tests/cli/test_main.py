@@ -8,6 +8,7 @@ import pytest
 
 import distill_eval
 from distill_eval import compare
+from distill_eval.errors import OptionError
 
 
 def test_version(command: Callable) -> None:
@@ -23,6 +24,46 @@ def test_help_of_every_command(command: Callable, name: str) -> None:
     result = command(name, "--help")
     assert result.code == 0
     assert "Usage" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("compare", "a", "b", "--suite", "demo"), "--limit"),
+        (("compare", "a", "b", "--suite", "demo"), "--batch-size"),
+        (("gate", "--sequential", "--baseline", "a", "--candidate", "b", "--suite", "demo"), "--limit"),
+        (("reproduce", "table1"), "--limit"),
+        (("reproduce", "table1"), "--batch-size"),
+    ],
+)
+def test_counts_start_at_one(command: Callable, arguments: tuple[str, ...], option: str) -> None:
+    result = command(*arguments, option, "0")
+    assert (result.code, result.error_lines) == (2, [f"error: {option} must be at least 1, got 0"])
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "8GB", "nan", "", "much", "1e400"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", "a", "b", "--suite", "demo"),
+        ("gate", "--baseline", "a", "--candidate", "b"),
+        ("reproduce", "table1"),
+    ],
+)
+def test_memory_that_is_none(command: Callable, arguments: tuple[str, ...], text: str) -> None:
+    result = command(*arguments, "--max-memory", text)
+    line = f"error: --max-memory takes GiB above 0, as in 8, 8.5, 8GiB or 500MiB; got '{text}'"
+    assert (result.code, result.error_lines) == (2, [line])
+
+
+@pytest.mark.parametrize(
+    ("text", "gib"),
+    [(None, None), ("8", 8.0), ("8.5", 8.5), (" 8 GiB ", 8.0), ("512mib", 0.5), (".25", 0.25), ("2.", 2.0)],
+)
+def test_memory(text: str | None, gib: float | None) -> None:
+    from distill_eval.cli.options import parse_max_memory
+
+    assert parse_max_memory(text) == gib
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -79,3 +120,14 @@ def test_other_vocabulary_and_template_compare_and_are_noted(
     assert "different vocabularies" not in notes
     assert "both were prompted with that of teacher" in notes
     assert "different chat templates" in (world["out"] / "report.html").read_text()
+
+
+def test_backend_options_are_pairs_for_backends_that_take_them():
+    from distill_eval.cli.options import parse_backend_options
+
+    assert parse_backend_options("transformers", None) == ()
+    assert parse_backend_options("vllm", ["a=1", 'b={"c": "d=e"}']) == (("a", "1"), ("b", '{"c": "d=e"}'))
+    with pytest.raises(OptionError, match="KEY=VALUE"):
+        parse_backend_options("vllm", ["a"])
+    with pytest.raises(OptionError, match="the transformers backend takes none"):
+        parse_backend_options("transformers", ["a=1"])

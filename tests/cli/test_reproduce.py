@@ -3,8 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from distill_eval.schema.reproduction import ReproducedCell, Reproduction
 
 TABLE = """\
 source: {paper: a paper, table: 3}
@@ -43,6 +46,25 @@ def test_run_and_run_folder(command: Callable, world: dict[str, Path], tmp_path:
     assert facts["models"] == {"Big": "teacher", "Small one": "Small-one"}
     stored = json.loads((world["out"] / "reproduce.json").read_text())
     assert stored["cells"] == facts["cells"]
+
+
+def test_json_holds_no_nan(
+    command: Callable, world: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A perplexity can overflow; JSON has no infinity."""
+    cell = ReproducedCell(
+        "Big", "a", "30.0", "outside", value=float("inf"), low=float("nan"), high=float("inf")
+    )
+    found = Reproduction("own", "", "", 3, {}, {}, (cell,), (), (), "run")
+    monkeypatch.setattr("distill_eval.stored.load_stored", lambda _: SimpleNamespace(checkpoints=[]))
+    monkeypatch.setattr("distill_eval.reproduce.run_defaults", lambda *_: {})
+    monkeypatch.setattr("distill_eval.reproduce.reproduce_stored", lambda *_: found)
+    monkeypatch.setattr("distill_eval.reproduce.write_reproduction", lambda *_: None)
+    (tmp_path / "own.yaml").write_text(TABLE)
+    result = command("reproduce", tmp_path / "own.yaml", "--teacher", "x", "--run", "any", "--json")
+    assert result.code == 0, result.err
+    [printed] = json.loads(result.out, parse_constant=pytest.fail)["cells"]
+    assert (printed["value"], printed["low"], printed["high"]) == (None, None, None)
 
 
 @pytest.mark.mirror

@@ -1,5 +1,6 @@
 """Tiny random teachers of every supported kind, and students of them whose mixers do something."""
 
+import copy
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -95,6 +96,33 @@ def make_student(make_teacher: Callable[..., torch.nn.Module]) -> Callable[..., 
                         if name not in ("A_log", "dt_bias"):
                             parameter.normal_(0, 0.3)
         return student
+
+    return make
+
+
+# float32 products run in TF32 inside the kernels.
+CUDA_BARS = {torch.float32: 2e-2, torch.bfloat16: 8e-2}
+
+
+@pytest.fixture
+def make_pair(make_teacher):
+    """A maker of the same student twice: in float32 on the CPU, holding ``dtype``'s values, and in it on CUDA."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    pytest.importorskip("fla")
+
+    def make(mixer: str, dtype: torch.dtype, shape: str = "linear_first"):
+        from distill.conversion import convert
+
+        sizes = {
+            "hidden_size": 128,
+            "intermediate_size": 192,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        }
+        teacher = make_teacher("qwen3", head_dim=64, initializer_range=0.08, **sizes)
+        student = convert(teacher, attention_layers=SHAPES[shape], mixer=mixer).to(dtype)
+        return copy.deepcopy(student).float(), student.cuda()
 
     return make
 

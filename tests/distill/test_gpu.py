@@ -1,36 +1,15 @@
 """Students on CUDA: fla's kernels inside the model against our own on the CPU, on every path."""
 
-import copy
-
 import pytest
 import torch
 from transformers import DynamicCache
 
+from tests.distill.conftest import CUDA_BARS as BARS
 from tests.distill.conftest import worst
 
 pytestmark = pytest.mark.gpu
 
 MIXERS = ("kda", "mamba2", "gated_deltanet")
-# float32 products run in TF32 inside the kernels.
-BARS = {torch.float32: 2e-2, torch.bfloat16: 8e-2}
-SIZES = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_key_value_heads": 1}
-
-
-@pytest.fixture
-def make_pair(make_teacher):
-    """A maker of the same student twice: in float32 on the CPU, holding ``dtype``'s values, and in it on CUDA."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    pytest.importorskip("fla")
-
-    def make(mixer: str, dtype: torch.dtype):
-        from distill.conversion import convert
-
-        teacher = make_teacher("qwen3", head_dim=64, initializer_range=0.08, **SIZES)
-        student = convert(teacher, attention_layers=(2,), mixer=mixer).to(dtype)
-        return copy.deepcopy(student).float(), student.cuda()
-
-    return make
 
 
 def outputs_and_gradients(student, tokens):

@@ -222,9 +222,9 @@ def test_packing_also_with_eager_attention(make_student, tokens):
         ((1, 10), [1, 10], {}, "0 to the row's 10"),
         ((1, 10), [0, 7, 5, 10], {}, "0 to the row's 10"),
         ((1, 10), [0.0, 10.0], {}, "int32 or int64"),
-        ((1, 10), [0, 10], {"position_ids": torch.arange(10)[None]}, "or position_ids"),
-        ((1, 10), [0, 10], {"attention_mask": torch.ones(1, 10)}, "take no cache, attention_mask"),
-        ((1, 10), [0, 10], {"past_key_values": DynamicCache()}, "take no cache"),
+        ((1, 10), [0, 10], {"position_ids": torch.arange(10)[None]}, "take no position_ids"),
+        ((1, 10), [0, 10], {"attention_mask": torch.ones(1, 10)}, "take no attention_mask"),
+        ((1, 10), [0, 10], {"past_key_values": DynamicCache()}, "must say where each token lies"),
     ],
 )
 def test_bad_packing_is_refused(make_student, ids, cu_seqlens, extra, message):

@@ -1,6 +1,7 @@
 """Verdicts on stored runs, and on a checkpoint that is evaluated first."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,8 +209,10 @@ def test_a_checkpoint_is_evaluated_as_the_baseline_was(world, baseline: Path, ta
     for key in ("limit", "seeds", "sampling", "max_new_tokens", "backend"):
         assert facts["options"][key] == before["options"][key]
     assert len(records) == 24
-    same = run_gate(str(baseline), str(world.student), SCORES, evaluation=evaluation)
+    here = replace(evaluation, max_memory_gib=3.0)  # another machine
+    same = run_gate(str(baseline), str(world.student), SCORES, evaluation=here)
     assert same.outcome == "pass"
+    assert [run[2]["options"]["max_memory_gib"] for run in (load_run(baseline), load_run(out))] == [None, 3.0]
 
 
 def test_a_changed_task_file_is_refused_before_any_model_runs(world, baseline: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from distill_eval.schema.requests import GenerateRequest, GenerateResponse, ScoreRequest, ScoreResponse
 from distill_eval.schema.tasks import ItemKey, LoglikelihoodSpec, TaskSpec
+from tests.protocols.made_tasks import arc_rows, arc_task
 
 OWN_ROWS = (
     ("Which colour is the sky at noon?", ("blue", "green stripes", "a loud red"), "blue", "sky"),
@@ -178,3 +179,22 @@ def tiny_tokenizer(tiny_model_folder: Callable[..., Path]) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(tiny_model_folder())
+
+
+@pytest.fixture
+def arc(made_data):
+    data_dir = made_data("made/arc", {"ARC-Easy": {"test": arc_rows()}})
+    from distill_eval.protocols import generative
+
+    return generative.load(arc_task(), data_dir)
+
+
+@pytest.fixture
+def gsm8k_data(made_data):
+    def row(a: int, b: int) -> dict:
+        return {"question": f"Ann has {a} pens and buys {b}. How many?", "answer": f"{a} + {b}\n#### {a + b}"}
+
+    train = [row(n, 1) for n in range(5)]
+    # A test question that is also an example must not change that question's key.
+    test = [train[0], row(20, 3), row(1000, 234), row(40, 5)]
+    return made_data("made/gsm8k", {"main": {"train": train, "test": test}})

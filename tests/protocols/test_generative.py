@@ -9,87 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from distill_eval.errors import CheckpointError, DataError, OptionError, StoreError, TaskError
+from distill_eval.errors import CheckpointError, OptionError, StoreError
 from distill_eval.protocols import generative
 from distill_eval.protocols.prompts import NO_TEMPLATE
 from distill_eval.schema.requests import GREEDY, Sampling
-from distill_eval.schema.run import RunOptions
-from distill_eval.schema.tasks import GenerativeSpec, ItemKey, TaskSpec
-
-OPTIONS = RunOptions(sampling=GREEDY, max_new_tokens=32)
-QUESTIONS = (
-    ("What do bees make?", ["silk", "honey", "wool"], "B"),
-    ("Which of these is a metal?", ["iron", "oak", "salt water", "air"], "A"),
-    ("What falls from clouds?", ["sand", "rain"], "B"),
-    ("What do bees make?", ["silk", "honey", "wool"], "B"),  # the same question again
-)
-
-
-def arc_task(**changes) -> TaskSpec:
-    spec = GenerativeSpec(
-        benchmark="arc",
-        dataset="made/arc",
-        metric="accuracy",
-        item_key=ItemKey(question=("question",), options=("choices.text",), subset=""),
-        subsets=("ARC-Easy",),
-    )
-    names = GenerativeSpec.__dataclass_fields__
-    spec = replace(spec, **{name: value for name, value in changes.items() if name in names})
-    task = TaskSpec(
-        "made_arc", "Made ARC", "reasoning", None, spec, chance="1/options", source_file="made.yaml"
-    )
-    return replace(task, **{name: value for name, value in changes.items() if name not in names})
-
-
-def arc_rows(questions=QUESTIONS) -> list[dict]:
-    return [
-        {
-            "id": str(number),
-            "question": question,
-            "choices": {"text": options, "label": list("ABCDE"[: len(options)])},
-            "answerKey": answer,
-        }
-        for number, (question, options, answer) in enumerate(questions)
-    ]
-
-
-@pytest.fixture
-def arc(made_data):
-    data_dir = made_data("made/arc", {"ARC-Easy": {"test": arc_rows()}})
-    return generative.load(arc_task(), data_dir)
-
-
-def gsm8k_task(num_fewshot: int = 0) -> TaskSpec:
-    spec = GenerativeSpec(
-        benchmark="gsm8k",
-        dataset="made/gsm8k",
-        metric="accuracy",
-        item_key=ItemKey(question=("question",), subset=""),
-        num_fewshot=num_fewshot,
-        subsets=("main",),
-    )
-    return TaskSpec("made_gsm8k", "Made GSM8K", "math", None, spec, source_file="made.yaml")
-
-
-@pytest.fixture
-def gsm8k_data(made_data):
-    def row(a: int, b: int) -> dict:
-        return {"question": f"Ann has {a} pens and buys {b}. How many?", "answer": f"{a} + {b}\n#### {a + b}"}
-
-    train = [row(n, 1) for n in range(5)]
-    # A test question that is also an example must not change that question's key.
-    test = [train[0], row(20, 3), row(1000, 234), row(40, 5)]
-    return made_data("made/gsm8k", {"main": {"train": train, "test": test}})
-
-
-def run(loaded, client, texts, options=OPTIONS, selected=None, seed=42):
-    """Answer the selected items with ``texts`` and score them."""
-    selected = {item.key for item in loaded.items} if selected is None else selected
-    requests = generative.build_requests(
-        loaded, selected, client.tokenizer, options, seed, max_length=client.max_length
-    )
-    client.answer(requests, texts)
-    return generative.score(loaded, selected, client, options, seed)
+from tests.protocols.made_tasks import OPTIONS, arc_rows, arc_task, gsm8k_task, run
 
 
 def test_right_wrong_and_unparsable_answers(arc, canned_client, tiny_tokenizer) -> None:
@@ -324,93 +248,6 @@ class TestTemplates:
         options = replace(OPTIONS, chat_template="{% for %}")
         with pytest.raises(CheckpointError, match="chat template cannot be used"):
             generative.render_prompts(arc, 1, tiny_tokenizer, options)
-
-
-class TestRefusals:
-    """What is wrong with a task or its data is said in one line before any model loads."""
-
-    def refuse(self, error, pattern, task, data_dir) -> None:
-        with pytest.raises(error, match=pattern) as caught:
-            generative.load(task, data_dir)
-        assert "\n" not in str(caught.value)
-        assert str(caught.value).startswith(f"task '{task.name}': ")
-
-    @pytest.mark.parametrize("answer", ["", "-1"])
-    def test_no_gold_answers(self, made_data, answer) -> None:
-        rows = arc_rows([*QUESTIONS[:2], ("What is far?", ["the moon", "the door"], answer)])
-        data_dir = made_data("made/arc", {"ARC-Easy": {"test": rows}})
-        self.refuse(
-            DataError, "lacks gold answers: item 'What is far\\?'|cannot read a row", arc_task(), data_dir
-        )
-
-    def test_a_row_without_the_field(self, made_data) -> None:
-        rows = [{key: value for key, value in row.items() if key != "answerKey"} for row in arc_rows()]
-        data_dir = made_data("made/arc", {"ARC-Easy": {"test": rows}})
-        self.refuse(DataError, "is its gold answer missing.*KeyError: 'answerKey'", arc_task(), data_dir)
-
-    def test_no_rows(self, made_data) -> None:
-        data_dir = made_data("made/arc", {"ARC-Easy": {"test": arc_rows()}})
-        task = arc_task(options={"keep": {"id": "none of them"}})
-        self.refuse(DataError, "no row is left of dataset 'made/arc'", task, data_dir)
-        empty = made_data("made/arc", {"ARC-Easy": {"test": []}})
-        self.refuse(DataError, "dataset 'made/arc' cannot be used: it has no rows", arc_task(), empty)
-
-    def test_no_such_data_set_split_or_config(self, made_data, tmp_path) -> None:
-        self.refuse(DataError, "dataset 'made/arc' .*ARC-Easy.*test.*prefetch", arc_task(), tmp_path)
-        data_dir = made_data("made/arc", {"ARC-Easy": {"validation": arc_rows()}})
-        self.refuse(DataError, "it has validation", arc_task(), data_dir)
-        data_dir = made_data("made/arc", {"ARC-Challenge": {"test": arc_rows()}})
-        self.refuse(DataError, "no such config", arc_task(), data_dir)
-
-    def test_a_hub_that_cannot_be_reached(self) -> None:
-        # The tests run with the hub shut (tests/conftest.py).
-        task = arc_task(dataset="made-up-by-nobody/arc")
-        self.refuse(
-            DataError, "'made-up-by-nobody/arc' .*could not be loaded from the hub.*prefetch", task, None
-        )
-
-    def test_what_evalscope_does_not_have(self, made_data) -> None:
-        data_dir = made_data("made/arc", {"ARC-Easy": {"test": arc_rows()}})
-        self.refuse(
-            TaskError, "no benchmark 'arcc'; did you mean 'arc'", arc_task(benchmark="arcc"), data_dir
-        )
-        task = arc_task(subsets=("ARC-Eas",))
-        self.refuse(TaskError, "no subset 'ARC-Eas'; did you mean 'ARC-Easy'", task, data_dir)
-        self.refuse(TaskError, "no metric 'bleu'", arc_task(metric="bleu"), data_dir)
-        task = replace(gsm8k_task(3), generative=replace(gsm8k_task(3).generative, benchmark="mmlu_redux"))
-        task = replace(task, generative=replace(task.generative, subsets=("anatomy",)))
-        self.refuse(
-            TaskError, "EvalScope refuses it: .*'mmlu_redux' does not support few-shot", task, data_dir
-        )
-
-    def test_fewer_examples_than_asked_for(self, gsm8k_data) -> None:
-        self.refuse(DataError, "cannot be used: .*only have .*5.* few-shot", gsm8k_task(9), gsm8k_data)
-
-    def test_a_damaged_file(self, made_data) -> None:
-        data_dir = made_data("made/arc", {"ARC-Easy": {"test": arc_rows()}})
-        next((data_dir / "made/arc").glob("*.jsonl")).write_text("{broken")
-        self.refuse(DataError, "dataset 'made/arc' cannot be used", arc_task(), data_dir)
-
-
-def test_rows_can_be_left_out(made_data) -> None:
-    data_dir = made_data("made/arc", {"ARC-Easy": {"test": arc_rows()}})
-    loaded = generative.load(arc_task(options={"keep": {"answerKey": "B"}}), data_dir)
-    assert [item.question for item in loaded.items] == [QUESTIONS[i][0] for i in (0, 2, 3)]
-    # Left-out rows still count as occurrences, as they do on lm-eval's side.
-    loaded = generative.load(arc_task(options={"keep": {"id": "3"}}), data_dir)
-    assert loaded.items[0].key.endswith("#1")
-
-
-def test_ifeval_says_what_it_lacks(monkeypatch, tmp_path) -> None:
-    import nltk
-
-    spec = GenerativeSpec(
-        "ifeval", "made/ifeval", "prompt_level_strict", ItemKey(question=("key",), subset="")
-    )
-    task = TaskSpec("made_ifeval", "Made", "following", None, spec, source_file="made.yaml")
-    monkeypatch.setattr(nltk.data, "path", [])
-    with pytest.raises(DataError, match="IFEval needs NLTK's punkt_tab"):
-        generative.load(task, tmp_path)
 
 
 def test_reviews_are_read_by_key_not_by_order(tmp_path: Path) -> None:

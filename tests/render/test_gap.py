@@ -1,5 +1,9 @@
 """The tables of a gap's parts, and how a report shows them."""
 
+from dataclasses import replace
+
+import pytest
+
 from distill_eval.render.gap import gap_tables
 from distill_eval.render.html import render_report
 from distill_eval.schema.gap import (
@@ -51,6 +55,25 @@ def test_the_other_tables() -> None:
     assert tables["retention-student"].rows == (("ARC <b>", "90.0 [80.0, 100.0]", "-"),)
     assert tables["engines"].rows[0][1:] == ("student - teacher", "-20.0", "-10.0", "-10.0 [-15.0, -5.0]")
     assert tables["carriers-student"].rows[0][1:] == ("100", "40", "10", "25.0", "x +20.0, y +10.0")
+
+
+@pytest.mark.parametrize(
+    ("floor", "marked"),
+    [
+        ("letters", {"gap-parts-student"}),
+        ("generate_until", {"engines"}),
+        ("loglikelihood", {"gap-parts-student", "agreement", "retention-student", "carriers-student"}),
+        (
+            "generative",
+            {"gap-parts-student", "agreement", "retention-student", "engines", "carriers-student"},
+        ),
+    ],
+)
+def test_a_floor_marks_the_tables_that_rest_on_its_protocol(floor: str, marked: set[str]) -> None:
+    analysis = made()
+    analysis = replace(analysis, tasks=(replace(analysis.tasks[0], floor=(floor,)),))
+    tables = gap_tables(analysis, ["teacher", "student"])
+    assert {table.name for table in tables if table.rows[0][0] == "ARC <b> (floor)"} == marked
 
 
 def test_a_report_shows_them_as_text() -> None:

@@ -2,13 +2,17 @@
 
 import gc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
 from distill_eval.backends.base import FLOAT32, PathUnavailable
-from distill_eval.backends.transformers import decoding, model, paths, scoring
+from distill_eval.backends.transformers import decoding, memory, model, opening, padded, paths, scoring
+from distill_eval.backends.transformers.costs import Costs, estimate_costs, measure_costs
+from distill_eval.backends.transformers.ragged import RaggedModel
+from distill_eval.backends.transformers.stopping import full_decoder, part_decoder
 from distill_eval.checkpoints.architectures import architecture_numerics, first_line
 from distill_eval.errors import BackendError, OptionError
 from distill_eval.schema.checkpoints import Checkpoint
@@ -16,15 +20,9 @@ from distill_eval.schema.requests import GenerateRequest, GenerateResponse, Scor
 from distill_eval.schema.run import RunOptions
 
 # Raised whenever a change of this package can move a number: it is part of every cache key.
-REVISION = 3
+REVISION = 4
 
-# Tokens in a scoring batch (with padding), rows and tokens (prompt, padding and new ones) in a generation
-# batch. On the CPU a few hundred tokens keep the cores busy and more only adds padding; a GPU wants a lot at
-# once.
-SCORE_TOKENS = {"cpu": 2048, "cuda": 32768}
-SCORE_ROWS = {"cpu": 64, "cuda": 1024}
-GENERATE_ROWS = {"cpu": 32, "cuda": 128}
-GENERATE_TOKENS = {"cpu": 32768, "cuda": 131072}
+SCORE_ROWS = {"cpu": 1024, "cuda": 16384}  # inputs in a scoring batch, which is committed as one
 
 
 class TransformersBackend:
@@ -41,10 +39,17 @@ class TransformersBackend:
         self._architecture = architecture_numerics(checkpoint.model_type)
         self._tokenizer = tokenizer
         self._model: Any = None
+        self._ragged: RaggedModel | None = None
+        self._headers: list[tuple[int, ...]] = []
+        self._header_states: scoring.HeaderStates | None = None
         self._notes: list[str] = []
         self._kind = self.device.partition(":")[0]
         self._batch_size = options.batch_size
-        # Most padded tokens that went through since memory ran out, None while it never has.
+        memory.check_max_memory(options.max_memory_gib)
+        self._max_memory = options.max_memory_gib
+        self._costs: Costs | None = None  # measured once the model is loaded
+        self._budget: memory.ScoringBudget | None = None
+        # Most tokens that went through since memory ran out, None while it never has.
         self._score_limit: int | None = None
         self._generate_limit: int | None = None
 
@@ -70,14 +75,10 @@ class TransformersBackend:
         return tuple(self._notes)
 
     def plan_score(self, requests: Sequence[ScoreRequest]) -> list[list[int]]:
-        if self._batch_size is not None:
-            longest = max((len(scoring.row_tokens(request)) for request in requests), default=1)
-            return scoring.plan_batches(
-                requests, max_tokens=longest * self._batch_size, max_rows=self._batch_size
-            )
-        return scoring.plan_batches(
-            requests, max_tokens=SCORE_TOKENS[self._kind], max_rows=SCORE_ROWS[self._kind]
-        )
+        max_tokens, max_rows = self._score_batch(requests)
+        plan = scoring.plan_batches(requests, max_tokens=max_tokens, max_rows=max_rows)
+        self._headers, self._header_states = plan.headers, None
+        return plan.batches
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResponse]:
         for request in batch:
@@ -97,59 +98,137 @@ class TransformersBackend:
         while todo:
             part = todo.pop()
             requests = [batch[index] for index in part]
-            rows, width = _shape([scoring.row_tokens(request) for request in requests])
-            if rows > 1 and self._score_limit is not None and rows * width > self._score_limit:
+            inputs = {scoring.row_tokens(request) for request in requests}
+            size = sum(map(len, inputs))
+            if not self._fits(requests, len(inputs), size):
                 todo += _halves_by_input(part, batch)
                 continue
             try:
-                answers = scoring.score_batch(self._load(), requests)
+                answers = self._score(requests)
             except Exception as error:
                 if not model.is_out_of_memory(error):
                     raise self._explain(error) from error
                 answers = None  # handled outside, where the traceback no longer holds the tensors
             if answers is None:
-                self._score_limit = self._halve("scoring", rows, width)
+                self._score_limit = self._halve("scoring", len(inputs), size)
                 todo.append(part)
                 continue
             for index, answer in zip(part, answers, strict=True):
                 responses[index] = answer
         return [response for response in responses if response is not None]
 
+    def _score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
+        loaded, costs = self._load()
+        budget = self._scoring_budget()
+        if self._ragged is None:
+            # Here every position has its logits.
+            each = costs.per_token + costs.per_logits
+            room = max(0, memory.usable_memory(self.device, self._max_memory) - costs.per_pass) // each
+            max_tokens, max_rows = self._score_batch(requests)
+            return padded.score_rows(loaded, requests, max_tokens=min(max_tokens, room), max_rows=max_rows)
+        if self._header_states is None:
+            self._header_states = scoring.HeaderStates(self._ragged, self._headers, budget.num_tokens)
+        return scoring.score_batch(self._ragged, requests, self._header_states, num_logits=budget.num_logits)
+
+    def _fits(self, requests: Sequence[ScoreRequest], num_inputs: int, size: int) -> bool:
+        """Whether a batch of ``size`` tokens can be read at once; raises BackendError where one input cannot."""
+        if num_inputs > 1 and self._score_limit is not None and size > self._score_limit:
+            return False
+        _, costs = self._load()
+        budget = self._scoring_budget()
+        longest = max(len(scoring.row_tokens(request)) for request in requests)
+        num_tokens = min(size, max(budget.num_tokens, longest))
+        num_logits = min(budget.num_logits, sum(len(request.continuation) for request in requests))
+        needed = memory.scoring_bytes(
+            costs,
+            num_tokens=num_tokens,
+            num_logits=num_logits,
+            num_kept=num_tokens,
+            num_states=num_inputs,
+            width=longest,
+        )
+        usable = memory.usable_memory(self.device, self._max_memory)
+        if needed <= usable:
+            return True
+        if num_inputs > 1:
+            return False
+        what = f"to score a text of {longest} tokens"
+        raise memory.not_enough_memory(
+            self._where(), what, needed, usable, self.device, costs, self._max_memory
+        )
+
+    def _scoring_budget(self) -> memory.ScoringBudget:
+        if self._budget is None:
+            costs = estimate_costs(self.checkpoint, self.dtype)
+            self._budget = memory.plan_scoring(costs, self.device, self._max_memory)
+        return self._budget
+
+    def _score_batch(self, requests: Sequence[ScoreRequest]) -> tuple[int, int]:
+        """Return the most tokens and inputs of a scoring batch."""
+        if self._batch_size is None:
+            return self._scoring_budget().num_tokens, SCORE_ROWS[self._kind]
+        longest = max((len(scoring.row_tokens(request)) for request in requests), default=1)
+        return longest * self._batch_size, self._batch_size
+
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
         for request in requests:
             if not request.prompt or request.max_new_tokens < 1:
                 raise BackendError(f"{self._where()}: a generation needs a prompt and at least one new token")
         if requests:  # else nothing to load the model for
-            self._check_positions(max(requests, key=_generated_width))
+            self._check_positions(max(requests, key=decoding.generated_width))
             self._check_vocabulary(max(max(request.prompt) for request in requests))
-        todo = list(reversed(self._plan_generate(requests)))
-        while todo:
-            part = todo.pop()
-            rows, width = len(part), max(_generated_width(requests[index]) for index in part)
-            if rows > 1 and self._generate_limit is not None and rows * width > self._generate_limit:
-                todo += [part[rows // 2 :], part[: rows // 2]]
-                continue
-            finished: set[int] = set()
-            out_of_memory = False
-            stream = decoding.generate_batch(
-                self._load(), [requests[i] for i in part], stop_tokens=self.stop_tokens, decode=self._decode
-            )
-            while True:
+        remaining = set(range(len(requests)))
+        while remaining:
+            out_of_memory: tuple[int, int] | None = None
+            for indices, rows, width, stream in self._streams(requests, sorted(remaining)):
                 try:
-                    position, response = next(stream)
-                except StopIteration:
-                    break
+                    for position, response in stream:
+                        index = indices[position]
+                        remaining.discard(index)
+                        yield index, response
                 except Exception as error:
                     if not model.is_out_of_memory(error):
                         raise self._explain(error) from error
-                    out_of_memory = True
+                    out_of_memory = rows, rows * width
+                if out_of_memory:
                     break
-                finished.add(part[position])
-                yield part[position], response
-            if out_of_memory:
-                del stream
-                self._generate_limit = self._halve("generation", rows, width)
-                todo.append([index for index in part if index not in finished])
+            if out_of_memory:  # outside, where neither traceback nor stream hold the tensors
+                stream = None
+                self._generate_limit = self._halve("generation", *out_of_memory)
+
+    def _streams(self, requests: Sequence[GenerateRequest], left: list[int]) -> Iterator[tuple]:
+        """Yield (indices, rows, width, responses by position) of what is generated together, one after another."""
+        loaded, costs = self._load()
+        tokenizer = self._load_tokenizer()
+        todo = [requests[index] for index in left]
+        for wave in decoding.plan_waves(todo):
+            budget = memory.plan_generation(
+                costs,
+                self.device,
+                num_requests=len(wave),
+                longest=decoding.generated_width(todo[wave[0]]),
+                longest_prompt=max(len(todo[index].prompt) for index in wave),
+                where=self._where(),
+                max_memory_gib=self._max_memory,
+                most_slots=self._batch_size,
+            )
+            if self._generate_limit is not None:
+                most = max(1, self._generate_limit // budget.capacity)
+                budget = replace(budget, num_slots=min(budget.num_slots, most))
+            if self._ragged is not None:
+                ending = decoding.Ending(self.stop_tokens, full_decoder(tokenizer), part_decoder(tokenizer))
+                stream = decoding.generate_wave(self._ragged, todo, wave, ending, budget)
+                yield left, budget.num_slots, budget.capacity, stream
+                continue
+            for start in range(0, len(wave), budget.num_slots):
+                part = wave[start : start + budget.num_slots]
+                stream = padded.generate_batch(
+                    loaded,
+                    [todo[index] for index in part],
+                    stop_tokens=self.stop_tokens,
+                    decode=full_decoder(tokenizer),
+                )
+                yield [left[index] for index in part], len(part), budget.capacity, stream
 
     def run_path(
         self, path: str, rows: Sequence[Sequence[int]], starts: Sequence[int] = ()
@@ -158,7 +237,7 @@ class TransformersBackend:
         try:
             if path == FLOAT32:
                 return self._run_float32(rows)
-            return paths.PATHS[path](self._load(), rows, starts)
+            return paths.PATHS[path](self._load()[0], rows, starts)
         except Exception as error:
             if not model.is_out_of_memory(error):
                 raise
@@ -167,15 +246,20 @@ class TransformersBackend:
         raise PathUnavailable(f"not enough memory on {self.device}")
 
     def close(self) -> None:
-        self._model = None
+        self._model = self._ragged = self._header_states = None
         self._free_memory()
 
-    def _load(self):
-        if self._model is None:
+    def _load(self) -> tuple[Any, Costs]:
+        """Return the model and what it costs."""
+        if self._model is None or self._costs is None:
             self._model = model.load_model(
                 self.checkpoint, device=self.device, dtype=self.dtype, attention=self.attention
             )
-        return self._model
+            self._costs = measure_costs(self._model)
+            self._ragged, reason = opening.open_ragged(self._model)
+            if reason:
+                self._notes.append(f"{self.checkpoint.label}: every text is read by itself: {reason}")
+        return self._model, self._costs
 
     def _run_float32(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         # Flash attention has no float32.
@@ -192,48 +276,27 @@ class TransformersBackend:
             del copy
             self._free_memory()
 
-    def _decode(self, tokens: Sequence[int]) -> str:
+    def _load_tokenizer(self):
         if self._tokenizer is None:
             from distill_eval.checkpoints import load_tokenizer
 
             self._tokenizer = load_tokenizer(self.checkpoint)
-        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer
 
-    def _plan_generate(self, requests: Sequence[GenerateRequest]) -> list[list[int]]:
-        """Cut into batches of one sampling and similar length, longest first."""
-
-        def order(index: int):
-            request = requests[index]
-            sampling = request.sampling
-            settings = (sampling.temperature, sampling.top_k, sampling.top_p)
-            return settings, -_generated_width(request), -len(request.prompt), request.prompt, index
-
-        max_rows = self._batch_size or GENERATE_ROWS[self._kind]
-        max_tokens = GENERATE_TOKENS[self._kind] if self._batch_size is None else None
-        batches: list[list[int]] = []
-        previous, width = None, 0
-        for index in sorted(range(len(requests)), key=order):
-            settings = order(index)[0]
-            rows = len(batches[-1]) + 1 if batches else 1
-            full = rows > max_rows or (max_tokens is not None and rows * width > max_tokens)
-            if not batches or full or settings != previous:
-                batches.append([])
-                previous, width = settings, _generated_width(requests[index])
-            batches[-1].append(index)
-        return batches
-
-    def _halve(self, what: str, rows: int, width: int) -> int:
-        """Remember that ``rows`` x ``width`` tokens were too many; return the new limit in padded tokens."""
+    def _halve(self, what: str, rows: int, tokens: int) -> int:
+        """Note that ``rows`` sequences of ``tokens`` tokens in all were too many; return the new limit in tokens."""
+        self._header_states = None
         self._free_memory()
         if rows == 1:
             raise BackendError(
                 f"{self._where()}: not enough memory on {self.device} for {what} even one sequence at a time"
-                f" ({width} tokens); use a smaller dtype or shorter texts"
+                f" ({tokens} tokens); use a smaller dtype or shorter texts"
             )
         self._notes.append(
-            f"{self.checkpoint.label}: out of memory in {what} at {rows} x {width} tokens: batches halved"
+            f"{self.checkpoint.label}: out of memory in {what} at {rows} sequences of {tokens} tokens in"
+            " all: batches halved"
         )
-        return rows * width // 2
+        return tokens // 2
 
     def _free_memory(self) -> None:
         gc.collect()
@@ -242,7 +305,7 @@ class TransformersBackend:
 
     def _check_positions(self, longest: GenerateRequest) -> None:
         most = self.checkpoint.max_positions
-        if most is None or _generated_width(longest) <= most:
+        if most is None or decoding.generated_width(longest) <= most:
             return
         room = most - len(longest.prompt)
         raise BackendError(
@@ -256,7 +319,7 @@ class TransformersBackend:
         )
 
     def _check_vocabulary(self, largest: int) -> None:
-        size = self._load().get_input_embeddings().weight.shape[0]
+        size = self._load()[0].get_input_embeddings().weight.shape[0]
         if largest >= size:
             raise BackendError(
                 f"{self._where()}: token id {largest} lies outside the model's {size} embeddings; its"
@@ -274,14 +337,6 @@ class TransformersBackend:
 
     def _where(self) -> str:
         return f"checkpoint '{self.checkpoint.label}' ({self.checkpoint.folder})"
-
-
-def _generated_width(request: GenerateRequest) -> int:
-    return len(request.prompt) + request.max_new_tokens
-
-
-def _shape(inputs: list[tuple[int, ...]]) -> tuple[int, int]:
-    return len(set(inputs)), max(map(len, inputs))
 
 
 def _halves_by_input(part: list[int], batch: Sequence[ScoreRequest]) -> list[list[int]]:

@@ -1,107 +1,57 @@
-"""Batched generation: prompts padded on the left, one cache, rows dropped as they finish.
+"""Continuous generation: as a sequence ends, the next prompt takes its slot.
 
-``prefill``, ``advance`` and ``drop_rows`` are the whole of the cached path; the parity probes drive the same
-functions with given tokens.
+Prompts are read raggedly, what several of them begin with once; then all active sequences advance a token a step.
 """
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
-from transformers import DynamicCache
 
+from distill_eval.backends.transformers.memory import GenerationBudget
+from distill_eval.backends.transformers.prefixes import find_headers
+from distill_eval.backends.transformers.ragged import RaggedModel
 from distill_eval.backends.transformers.sampling import pick_tokens, request_noise_key
+from distill_eval.backends.transformers.scoring import LOGITS_AT_ONCE, HeaderStates
+from distill_eval.backends.transformers.slots import make_slots
+from distill_eval.backends.transformers.stepping import Step, Stepper
+from distill_eval.backends.transformers.stopping import (
+    Decode,
+    StopStrings,
+    StopWatch,
+    finish_text,
+)
 from distill_eval.schema.requests import GenerateRequest, GenerateResponse
 
-Decode = Callable[[Sequence[int]], str]
+REFILL_SHARE = (
+    16  # on CUDA, new prompts are read once a 16th of the slots is free: reading stops everyone else
+)
 
 
-@dataclass(slots=True)
-class CachedBatch:
-    """Sequences the model has read: ``mask`` [B, T] (None: nothing is padded), next ``positions`` [B]."""
+def plan_waves(requests: Sequence[GenerateRequest]) -> list[list[int]]:
+    """Cut requests (indices) into waves of one sampling and similar width, the widest first: they share slots."""
 
-    cache: Any
-    mask: torch.Tensor | None
-    positions: torch.Tensor
+    def order(index: int):
+        request = requests[index]
+        sampling = request.sampling
+        settings = (sampling.temperature, sampling.top_k, sampling.top_p)
+        return settings, -generated_width(request), request.prompt, index
 
-
-@torch.inference_mode()
-def prefill(model, prompts: Sequence[Sequence[int]], cache: Any = None) -> tuple[CachedBatch, torch.Tensor]:
-    """Read ``prompts`` (token ids) and return the cached batch and the logits [B, V] of the next token.
-
-    ``cache``: an empty one to fill, made new when None.
-    """
-    device = next(model.parameters()).device
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    width = int(lengths.max())
-    input_ids = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, width - len(prompt) :] = torch.tensor(prompt)
-    columns = torch.arange(width)[None, :] - (width - lengths)[:, None]  # B, T: negative where padded
-    padded = bool((lengths < width).any())
-    batch = CachedBatch(
-        cache=DynamicCache(config=model.config) if cache is None else cache,
-        mask=(columns >= 0).long().to(device) if padded else None,
-        positions=lengths.to(device),
-    )
-    logits = _forward(model, batch, input_ids.to(device), columns.clamp(min=0).to(device))
-    return batch, logits[:, -1]
+    waves: list[list[int]] = []
+    for index in sorted(range(len(requests)), key=order):
+        first = waves[-1][0] if waves else index
+        wide = 2 * generated_width(requests[index]) >= generated_width(requests[first])
+        if not waves or order(index)[0] != order(first)[0] or not wide:
+            waves.append([])
+        waves[-1].append(index)
+    return waves
 
 
-@torch.inference_mode()
-def advance(model, batch: CachedBatch, tokens: torch.Tensor) -> torch.Tensor:
-    """Append one token to each row (``tokens`` [B]) and return the logits [B, V] of the next."""
-    return extend(model, batch, tokens[:, None])[:, -1]
-
-
-@torch.inference_mode()
-def extend(model, batch: CachedBatch, tokens: torch.Tensor) -> torch.Tensor:
-    """Append ``tokens`` [B, N] to the rows in one call and return the logits [B, N, V] after each of them."""
-    rows, width = tokens.shape
-    if batch.mask is not None:
-        batch.mask = torch.cat([batch.mask, batch.mask.new_ones((rows, width))], dim=1)
-    position_ids = batch.positions[:, None] + torch.arange(width, device=tokens.device)
-    batch.positions = batch.positions + width
-    return _forward(model, batch, tokens, position_ids, num_logits=width)
-
-
-@torch.inference_mode()
-def drop_rows(batch: CachedBatch, kept: Sequence[int]) -> None:
-    """Keep only the rows ``kept``, in that order."""
-    index = torch.tensor(kept, device=batch.positions.device)
-    # Not batch_select_indices: linear-attention layers have reorder_cache only.
-    batch.cache.reorder_cache(index)
-    batch.positions = batch.positions[index]
-    if batch.mask is not None:
-        batch.mask = batch.mask[index]
-
-
-def _forward(
-    model,
-    batch: CachedBatch,
-    input_ids: torch.Tensor,
-    position_ids: torch.Tensor,
-    num_logits: int = 1,
-) -> torch.Tensor:
-    """Return the logits [B, num_logits, V] of the last positions, in float32."""
-    known = inspect.signature(model.forward).parameters
-    # Recurrent models without any attention call their cache by another name.
-    cache_name = "past_key_values" if "past_key_values" in known else "cache_params"
-    mask = batch.mask
-    if cache_name == "cache_params" and mask is not None and mask.shape[1] != input_ids.shape[1]:
-        mask = None  # these models multiply their input with the mask: it is for the prefill alone
-    arguments = {
-        "attention_mask": mask,
-        "position_ids": position_ids,
-        "logits_to_keep": num_logits,
-        "use_cache": True,
-    }
-    arguments = {name: value for name, value in arguments.items() if name in known}
-    output = model(input_ids=input_ids, **{cache_name: batch.cache}, **arguments)
-    batch.cache = getattr(output, cache_name)
-    return output.logits[:, -num_logits:].float()
+def generated_width(request: GenerateRequest) -> int:
+    """Return the most tokens a request can come to."""
+    return len(request.prompt) + request.max_new_tokens
 
 
 @dataclass(slots=True)
@@ -111,80 +61,164 @@ class _Row:
     index: int
     request: GenerateRequest
     key: int
+    watch: StopWatch | None
     tokens: list[int] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        return (*self.request.prompt, *self.tokens)
 
 
-def generate_batch(
-    model, requests: Sequence[GenerateRequest], *, stop_tokens: frozenset[int], decode: Decode
-) -> Iterator[tuple[int, GenerateResponse]]:
-    """Yield (index, response) as each request finishes; all must share their sampling but for the seed."""
-    rows = [
-        _Row(index, request, request_noise_key(request.digest())) for index, request in enumerate(requests)
-    ]
-    sampling = requests[0].sampling
-    batch, logits = prefill(model, [request.prompt for request in requests])
-    device = logits.device
-    keys = torch.tensor([row.key for row in rows], device=device)
-    step = 0
-    while True:
-        positions = torch.full_like(keys, step)
-        with torch.inference_mode():
-            tokens, margins = pick_tokens(logits, sampling, keys, positions)
-        finished: list[tuple[int, GenerateResponse]] = []
-        kept: list[int] = []
-        for place, (row, token, margin) in enumerate(
-            zip(rows, tokens.tolist(), margins.tolist(), strict=True)
-        ):
-            row.tokens.append(token)
-            row.margins.append(margin)
-            response = _finish(row, stop_tokens, decode)
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What ends a generation beside its length: end tokens, and how texts (and parts of them) are decoded."""
+
+    stop_tokens: frozenset[int]
+    decode: Decode
+    decode_part: Decode
+
+
+class Generation:
+    """One wave being generated; iterating yields (index, response) as each request finishes."""
+
+    def __init__(
+        self,
+        model: RaggedModel,
+        requests: Sequence[GenerateRequest],
+        wave: Sequence[int],
+        ending: Ending,
+        budget: GenerationBudget,
+    ) -> None:
+        self._model = model
+        self._ending = ending
+        self._read_tokens = budget.prefill_tokens
+        self._sampling = requests[wave[0]].sampling
+        self._stops: dict[tuple[str, ...], StopStrings] = {}
+        self._queue = deque(self._row(index, requests[index]) for index in wave)
+        prompts = sorted({requests[index].prompt[:-1] for index in wave} - {()})
+        headers = find_headers(prompts, 0)
+        self._headers = HeaderStates(model, headers, sum(map(len, headers)))
+        self._slots = make_slots(model, budget.num_slots, budget.capacity)
+        self._stepper = Stepper(self._slots, self._sampling)
+        self._active: list[_Row] = []  # by slot
+        self._steps: deque[tuple[list[_Row], Step]] = deque()  # launched and not yet looked at
+
+    def __iter__(self) -> Iterator[tuple[int, GenerateResponse]]:
+        while self._queue or self._active:
+            if self._wants_more():
+                yield from self._admit()
+            if self._active:
+                self._steps.append((list(self._active), self._stepper.launch(len(self._active))))
+            while len(self._steps) > (self._stepper.lag if self._active else 0):
+                yield from self._collect(*self._steps.popleft())
+
+    def _row(self, index: int, request: GenerateRequest) -> _Row:
+        watch = None
+        if request.stop:
+            made = StopStrings(request.stop, self._ending.decode, self._ending.decode_part)
+            watch = self._stops.setdefault(request.stop, made).watch()
+        return _Row(index, request, request_noise_key(request.digest()), watch)
+
+    def _wants_more(self) -> bool:
+        free = self._slots.num_slots - len(self._active)
+        enough = self._slots.num_slots // REFILL_SHARE if self._stepper.lag else 1
+        return bool(self._queue) and (not self._active or free >= max(1, min(enough, len(self._queue))))
+
+    @torch.inference_mode()
+    def _admit(self) -> list[tuple[int, GenerateResponse]]:
+        """Read the next prompts, as many as there is room for, and draw their first tokens."""
+        rows, jobs, job_of, unread = [], [], {}, 0
+        while self._queue and len(self._active) + len(rows) < self._slots.num_slots:
+            context = self._queue[0].context
+            if context not in job_of:
+                parent = self._headers.find(context)
+                own = context[0 if parent is None else parent.length :]
+                if jobs and unread + len(own) > self._read_tokens:
+                    break
+                job_of[context] = len(jobs)
+                jobs.append((parent, own))
+                unread += len(own)
+            rows.append(self._queue.popleft())
+        ends = np.cumsum([len(own) for _, own in jobs])
+        segments, output = self._model.read(jobs, (ends - 1).tolist())
+        segments = [segments[job_of[row.context]] for row in rows]
+        picked = []
+        step = max(1, LOGITS_AT_ONCE // self._model.config.vocab_size)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            logits = self._model.logits(output[[job_of[row.context] for row in part]])
+            keys = torch.tensor([row.key for row in part], device=logits.device)
+            positions = torch.tensor([len(row.tokens) for row in part], device=logits.device)
+            tokens, margins = pick_tokens(logits, self._sampling, keys, positions)
+            picked += zip(tokens.tolist(), margins.tolist(), strict=True)
+        finished, kept = [], []
+        for place, (row, (token, margin)) in enumerate(zip(rows, picked, strict=True)):
+            response = self._accept(row, token, margin)
             if response is None:
                 kept.append(place)
             else:
                 finished.append((row.index, response))
-        yield from finished
-        if not kept:
-            return
-        if finished:
-            drop_rows(batch, kept)
+        if kept:
             rows = [rows[place] for place in kept]
-            index = torch.tensor(kept, device=device)
-            tokens, keys = tokens[index], keys[index]
-        logits = advance(model, batch, tokens)
-        step += 1
+            self._slots.insert([segments[place] for place in kept])
+            self._stepper.insert(
+                len(self._active),
+                tokens=[row.tokens[-1] for row in rows],
+                keys=[row.key for row in rows],
+                steps=[len(row.tokens) for row in rows],
+            )
+            self._active += rows
+        return finished
+
+    @torch.inference_mode()
+    def _collect(self, rows: list[_Row], step: Step) -> list[tuple[int, GenerateResponse]]:
+        """Look at a step's tokens and free the slots of what they ended."""
+        finished = []
+        for row, token, margin, unsure in zip(rows, *step.wait(), strict=True):
+            if row.done:  # it had ended while this step was under way
+                continue
+            if unsure:
+                # Drawn from too few candidates: its context is read again, and all of them looked at.
+                row.done = True
+                self._queue.appendleft(replace(row, done=False))
+                continue
+            response = self._accept(row, int(token), margin)
+            if response is not None:
+                finished.append((row.index, response))
+        ended = [slot for slot, row in enumerate(self._active) if row.done]
+        if ended:
+            moves = self._slots.drop(ended)
+            self._stepper.move(moves)
+            for source, target in moves:
+                self._active[target] = self._active[source]
+            del self._active[self._slots.num_active :]
+        return finished
+
+    def _accept(self, row: _Row, token: int, margin: float) -> GenerateResponse | None:
+        """Append a token; return the response if it ended the generation."""
+        row.tokens.append(token)
+        row.margins.append(margin)
+        if token in self._ending.stop_tokens:
+            reason = "stop"
+        elif row.watch is not None and row.watch.push(token):
+            reason = "stop_string"
+        elif len(row.tokens) >= row.request.max_new_tokens:
+            reason = "length"
+        else:
+            return None
+        row.done = True
+        text, cut = finish_text(row.tokens, row.request.stop, self._ending.decode)
+        return GenerateResponse(tuple(row.tokens), text, "stop_string" if cut else reason, tuple(row.margins))
 
 
-def _finish(row: _Row, stop_tokens: frozenset[int], decode: Decode) -> GenerateResponse | None:
-    """Return the response if the last token ended it."""
-    if row.tokens[-1] in stop_tokens:
-        reason = "stop"
-    elif _stop_string_near_end(row, decode):
-        reason = "stop_string"
-    elif len(row.tokens) >= row.request.max_new_tokens:
-        reason = "length"
-    else:
-        return None
-    text = decode(row.tokens)
-    cuts = [text.index(stop) for stop in row.request.stop if stop in text]
-    if cuts:
-        text = text[: min(cuts)]
-        reason = "stop_string"
-    elif reason == "stop_string":  # seen in the tail decoded alone, yet not in the whole text
-        return None if len(row.tokens) < row.request.max_new_tokens else _response(row, text, "length")
-    return _response(row, text, reason)
-
-
-def _stop_string_near_end(row: _Row, decode: Decode) -> bool:
-    """Whether a stop string shows in the last few tokens (decoding all at every step would be quadratic)."""
-    if not row.request.stop:
-        return False
-    # A token may be a single byte of a character (four tokens a character at most) or a special token (no
-    # text).
-    window = 4 * max(map(len, row.request.stop)) + 8
-    tail = decode(row.tokens[-window:])
-    return any(stop in tail for stop in row.request.stop)
-
-
-def _response(row: _Row, text: str, reason: str) -> GenerateResponse:
-    return GenerateResponse(tuple(row.tokens), text, reason, tuple(row.margins))
+def generate_wave(
+    model: RaggedModel,
+    requests: Sequence[GenerateRequest],
+    wave: Sequence[int],
+    ending: Ending,
+    budget: GenerationBudget,
+) -> Iterator[tuple[int, GenerateResponse]]:
+    """Yield (index, response) as each request of ``wave`` finishes."""
+    yield from Generation(model, requests, wave, ending, budget)

@@ -1,6 +1,6 @@
 """The ways token ids can take through a model, for the parity probes.
 
-They are those of scoring and of generation (``scoring.forward_rows``, ``decoding.prefill``, ``advance``,
+They are those of scoring and of generation (``padded.forward_rows``, ``prefill``, ``advance``,
 ``drop_rows``) with given tokens in the place of drawn ones, plus two that other software takes: a prefill
 in two calls, and a cache that is reset and used again.
 """
@@ -12,14 +12,14 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from distill_eval.backends.base import CHUNKS, DECODE, FORWARD, REUSE, PathUnavailable
-from distill_eval.backends.transformers import decoding, scoring
+from distill_eval.backends.transformers import padded
 
 Rows = Sequence[Sequence[int]]
 
 
 def forward(model, rows: Rows, _starts: Sequence[int] = ()) -> list[torch.Tensor]:
     """One pass without a cache, padded on the right; logits [T, V] of each row."""
-    logits, _ = scoring.forward_rows(model, rows)
+    logits, _ = padded.forward_rows(model, rows)
     return [logits[index, : len(row)].float() for index, row in enumerate(rows)]
 
 
@@ -29,7 +29,7 @@ def decode(model, rows: Rows, starts: Sequence[int], cache: Any = None) -> list[
 
     Returns logits [T - start + 1, V] of each row, the first of them those of the prefill's last token.
     """
-    batch, logits = decoding.prefill(
+    batch, logits = padded.prefill(
         model, [row[:start] for row, start in zip(rows, starts, strict=True)], cache
     )
     read = [[logits[index]] for index in range(len(rows))]
@@ -39,10 +39,10 @@ def decode(model, rows: Rows, starts: Sequence[int], cache: Any = None) -> list[
         if not kept:
             return [torch.stack(row) for row in read]
         if len(kept) < len(present):
-            decoding.drop_rows(batch, kept)
+            padded.drop_rows(batch, kept)
             present = [present[place] for place in kept]
         tokens = torch.tensor([rows[row][starts[row] + step] for row in present], device=logits.device)
-        logits = decoding.advance(model, batch, tokens)
+        logits = padded.advance(model, batch, tokens)
         for place, row in enumerate(present):
             read[row].append(logits[place])
         step += 1
@@ -56,9 +56,9 @@ def chunks(model, rows: Rows, starts: Sequence[int]) -> list[torch.Tensor]:
     """
     read = []
     for row, start in zip(rows, starts, strict=True):
-        batch, logits = decoding.prefill(model, [row[:start]])
+        batch, logits = padded.prefill(model, [row[:start]])
         rest = torch.tensor([row[start:]], device=logits.device)
-        read.append(torch.cat([logits, decoding.extend(model, batch, rest)[0]]))
+        read.append(torch.cat([logits, padded.extend(model, batch, rest)[0]]))
     return read
 
 
@@ -69,7 +69,7 @@ def reuse(model, rows: Rows, starts: Sequence[int]) -> list[torch.Tensor]:
     Raises PathUnavailable where the cache has no reset, or one that does not empty it.
     """
     before, row = rows
-    batch, _ = decoding.prefill(model, [before])
+    batch, _ = padded.prefill(model, [before])
     cache = batch.cache
     if not hasattr(cache, "reset"):
         raise PathUnavailable(f"the model's cache ({type(cache).__name__}) cannot be reset")

@@ -1,102 +1,218 @@
-"""Batched log-likelihoods: sorted by length, padded on the right, logits only where they are read.
+"""Log-likelihoods: what requests share is read once, without padding, and only the logits asked for are made.
 
-Padding sits on the right and no attention mask is passed: a causal model's real positions cannot see what
-follows them, attention kernels stay on their fast path, and recurrent states are read before any padding.
-Two requests with the same input (one-token choices after one context) share a row.
+``plan_batches`` cuts all requests into batches; ``score_batch`` answers one. Where a model cannot be read raggedly
+(``ragged.RaggedModel``), ``padded.score_rows`` reads every request by itself instead.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
+from distill_eval.backends.transformers.prefixes import (
+    Tokens,
+    find_headers,
+    share_prefixes,
+    shared_length,
+)
+from distill_eval.backends.transformers.ragged import RaggedModel, Segment
 from distill_eval.schema.requests import ScoreRequest, ScoreResponse
 
-LOG_SOFTMAX_ELEMENTS = 2**25  # fp32 logits worked on at a time: 128 MiB
-
-Forward = Callable[..., torch.Tensor]
+LOGITS_AT_ONCE = 2**25  # elements worked on at a time: 128 MiB in float32
 
 
-def row_tokens(request: ScoreRequest) -> tuple[int, ...]:
+def row_tokens(request: ScoreRequest) -> Tokens:
     """Return the model's input: everything but the last token, whose logits nobody reads."""
     return request.context + request.continuation[:-1]
 
 
-def plan_batches(requests: Sequence[ScoreRequest], *, max_tokens: int, max_rows: int) -> list[list[int]]:
-    """Cut requests (as indices) into batches of similar length, longest first, whatever their order.
+@dataclass(frozen=True, slots=True)
+class ScorePlan:
+    """Batches of request indices, and the beginnings (whole prefixes) that several of them share."""
 
-    A batch holds at most ``max_rows`` distinct inputs and ``max_tokens`` tokens with padding; requests that
-    share an input share a batch.
+    batches: list[list[int]]
+    headers: list[Tokens]
+
+
+def plan_batches(requests: Sequence[ScoreRequest], *, max_tokens: int, max_rows: int) -> ScorePlan:
+    """Cut requests into batches, whatever their order: at most ``max_rows`` inputs, about ``max_tokens`` to read.
+
+    Requests of one context stay together, neighbours share what they can, and tokens of headers do not count.
     """
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[Tokens, list[int]] = {}
     for index, request in enumerate(requests):
-        groups.setdefault(row_tokens(request), []).append(index)
+        groups.setdefault(request.context, []).append(index)
+    contexts = sorted(groups)
+    # A header ends before its contexts do: their last token's logits are always asked for.
+    headers = find_headers(
+        sorted({context[:-1] for context in contexts if len(context) > 1}), max_tokens // 4
+    )
+    known = HeaderTable(headers)
     batches: list[list[int]] = []
-    rows, width = 0, 0
-    for tokens in sorted(groups, key=lambda tokens: (-len(tokens), tokens)):
-        if not rows or rows + 1 > max_rows or (rows + 1) * width > max_tokens:
-            batches.append([])
-            rows, width = 0, len(tokens)
-        batches[-1].extend(sorted(groups[tokens], key=lambda index: requests[index].continuation))
-        rows += 1
-    return batches
+    tokens, rows, before = max_tokens, max_rows, ()
+    for context in contexts:
+        header = known.longest(context)
+        unread = len(context) - max(header, shared_length(before, context))
+        for index in sorted(groups[context], key=lambda index: requests[index].continuation):
+            cost = len(requests[index].continuation) - 1 + unread
+            if rows + 1 > max_rows or tokens + cost > max_tokens:
+                # Whatever it shared with the batch that is full has to be read again.
+                cost = len(requests[index].continuation) - 1 + len(context) - header
+                batches.append([])
+                tokens = rows = 0
+            batches[-1].append(index)
+            tokens, rows, unread, before = tokens + cost, rows + 1, 0, context
+    return ScorePlan(batches, headers)
+
+
+class HeaderTable:
+    """Looks up the longest header that a sequence begins with."""
+
+    def __init__(self, headers: Sequence[Tokens]) -> None:
+        self._headers = set(headers)
+        self._lengths = sorted({len(header) for header in headers}, reverse=True)
+
+    def longest(self, tokens: Tokens) -> int:
+        """Return its length, shorter than ``tokens``; 0 where there is none."""
+        for length in self._lengths:
+            if length < len(tokens) and tokens[:length] in self._headers:
+                return length
+        return 0
+
+
+class HeaderStates:
+    """Headers read so far; the least recently used goes when a new one would be too much."""
+
+    def __init__(self, model: RaggedModel, headers: Sequence[Tokens], max_tokens: int) -> None:
+        self._model = model
+        self._table = HeaderTable(headers)
+        self._max_tokens = max_tokens
+        self._read: dict[Tokens, Segment] = {}
+
+    def find(self, tokens: Tokens) -> Segment | None:
+        """Return the longest header that ``tokens`` begin with, read now if it was not yet."""
+        length = self._table.longest(tokens)
+        if not length:
+            return None
+        header = tokens[:length]
+        segment = self._read.pop(header, None)
+        if segment is None:
+            parent = self.find(header)
+            start = 0 if parent is None else parent.length
+            (segment,), _ = self._model.read([(parent, header[start:])], [])
+            held = sum(len(other) for other in self._read)
+            while self._read and held + length > self._max_tokens:
+                oldest = next(iter(self._read))
+                del self._read[oldest]
+                held -= len(oldest)
+        self._read[header] = segment
+        return segment
 
 
 @torch.inference_mode()
-def score_batch(model, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
-    """Score all ``requests`` in one forward pass; the result is in their order."""
-    rows = {tokens: row for row, tokens in enumerate(dict.fromkeys(map(row_tokens, requests)))}
-    first = min(len(request.context) for request in requests) - 1
-    logits, first = forward_rows(model, list(rows), first)
-
-    row_of, column_of, targets = [], [], []
+def score_batch(
+    model: RaggedModel, requests: Sequence[ScoreRequest], headers: HeaderStates, *, num_logits: int
+) -> list[ScoreResponse]:
+    """Score all ``requests``, with logits of ``num_logits`` places at a time; the result is in their order."""
+    by_header: dict[Segment | None, set[Tokens]] = {}
+    header_of = {context: headers.find(context) for context in sorted({r.context for r in requests})}
     for request in requests:
-        start = len(request.context) - 1 - first
-        row_of += [rows[row_tokens(request)]] * len(request.continuation)
-        column_of += range(start, start + len(request.continuation))
-        targets += request.continuation
-    logprobs, greedy = _read_logprobs(logits, row_of, column_of, targets)
-    responses, start = [], 0
+        by_header.setdefault(header_of[request.context], set()).add(row_tokens(request))
+    # Level by level: jobs are (header, tree, node).
+    levels: list[list[tuple[Segment | None, int, int]]] = []
+    trees, places = [], {}
+    for header, distinct in by_header.items():
+        rows = sorted(distinct)
+        places |= {(header, row): (len(trees), index) for index, row in enumerate(rows)}
+        trees.append((rows, share_prefixes(rows, 0 if header is None else header.length)))
+        for depth, nodes in enumerate(trees[-1][1].levels()):
+            if depth == len(levels):
+                levels.append([])
+            levels[depth] += [(header, len(trees) - 1, node) for node in nodes]
+    targets = _Targets(num_logits)
     for request in requests:
-        end = start + len(request.continuation)
-        responses.append(ScoreResponse(sum(logprobs[start:end]), all(greedy[start:end])))
-        start = end
-    return responses
+        tree, row = places[header_of[request.context], row_tokens(request)]
+        targets.add(tree, trees[tree][1].path(row), trees[tree][1].nodes, request)
+    segments: dict[tuple[int, int], Segment] = {}
+    for level in levels:
+        jobs, wanted, offset = [], [], 0
+        for header, tree, node in level:
+            rows, cut = trees[tree]
+            piece = cut.nodes[node]
+            parent = header if piece.parent is None else segments[tree, piece.parent]
+            jobs.append((parent, rows[piece.row][piece.start : piece.end]))
+            wanted += [offset + place for place in targets.places(tree, node)]
+            offset += piece.end - piece.start
+        read, output = model.read(jobs, wanted)
+        for (_, tree, node), segment in zip(level, read, strict=True):
+            segments[tree, node] = segment
+        targets.collect(model, [(tree, node) for _, tree, node in level], output)
+    return targets.responses(requests)
 
 
-@torch.inference_mode()
-def forward_rows(model, rows: Sequence[Sequence[int]], first: int = 0) -> tuple[torch.Tensor, int]:
-    """Read ``rows`` (token ids) in one pass without a cache, padded on the right.
+class _Targets:
+    """Which token is asked for after which place, and the answers."""
 
-    Returns the logits [B, T - first, V] and the position of the first ones: ``first``, or 0 where the model
-    cannot leave any out.
-    """
-    width = max(map(len, rows))
-    device = next(model.parameters()).device
-    input_ids = torch.zeros((len(rows), width), dtype=torch.long)  # B, T
-    for row, tokens in enumerate(rows):
-        input_ids[row, : len(tokens)] = torch.tensor(tokens)
-    arguments = {}
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        arguments["logits_to_keep"] = torch.arange(first, width, device=device)
-    else:
+    def __init__(self, num_logits: int) -> None:
+        self._num_logits = num_logits
+        self._asked: dict[tuple[int, int], dict[int, list[tuple[int, int]]]] = {}
+        self._number = 0
+        self._order: list[int] = []
+        self._answers: list[torch.Tensor] = []
+
+    def add(self, tree: int, path: list[int], nodes, request: ScoreRequest) -> None:
+        """Ask for the tokens of ``request``'s continuation along ``path``."""
+        step = 0
+        for position, token in enumerate(request.continuation, start=len(request.context) - 1):
+            while nodes[path[step]].end <= position:
+                step += 1
+            node = nodes[path[step]]
+            asked = self._asked.setdefault((tree, path[step]), {})
+            asked.setdefault(position - node.start, []).append((self._number, token))
+            self._number += 1
+
+    def places(self, tree: int, node: int) -> list[int]:
+        """Return the places within a node after which something is asked for."""
+        return list(self._asked.get((tree, node), {}))
+
+    def collect(self, model: RaggedModel, nodes: Sequence[tuple[int, int]], output: torch.Tensor) -> None:
+        """Take the answers from ``output``, whose rows are the places of ``nodes`` in turn."""
+        asked = [targets for node in nodes for targets in self._asked.get(node, {}).values()]
+        if not asked:
+            return
+        row_of, tokens = [], []
+        for row, targets in enumerate(asked):
+            for number, token in targets:
+                self._order.append(number)
+                row_of.append(row)
+                tokens.append(token)
         first = 0
-    output = model(input_ids=input_ids.to(device), use_cache=False, **arguments)
-    return output.logits, first
+        for start in range(0, len(asked), self._num_logits):
+            last = first
+            while last < len(row_of) and row_of[last] < start + self._num_logits:
+                last += 1
+            logits = model.logits(output[start : start + self._num_logits]).float()
+            index = torch.tensor([row_of[first:last], tokens[first:last]], device=logits.device)
+            self._answers.append(read_targets(logits, index[0] - start, index[1]))
+            first = last
+
+    def responses(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
+        """Return the answers, request by request."""
+        answers = torch.cat(self._answers, dim=1).tolist()  # one wait for the device
+        by_number = [(0.0, 0.0)] * self._number
+        for number, logprob, greedy in zip(self._order, *answers, strict=True):
+            by_number[number] = logprob, greedy
+        responses, start = [], 0
+        for request in requests:
+            own = by_number[start : start + len(request.continuation)]
+            responses.append(ScoreResponse(sum(one[0] for one in own), all(one[1] for one in own)))
+            start += len(own)
+        return responses
 
 
-def _read_logprobs(
-    logits: torch.Tensor, rows: list[int], columns: list[int], targets: list[int]
-) -> tuple[list[float], list[bool]]:
-    """Return log-probability and argmax agreement of each target, with the softmax in float32."""
-    device, step = logits.device, max(1, LOG_SOFTMAX_ELEMENTS // logits.shape[-1])
-    index = torch.tensor([rows, columns, targets], device=device)
-    logprobs, greedy = [], []
-    for start in range(0, index.shape[1], step):
-        row, column, target = index[:, start : start + step]
-        picked = logits[row, column].float()  # N, V
-        # log_softmax and not logsumexp, which is a little more exact on the CPU (by about 1e-5 a token), because
-        # lm-eval's own backend uses it and long choices must come out equal.
-        logprobs.append(picked.log_softmax(dim=-1).gather(1, target[:, None])[:, 0])
-        greedy.append(picked.argmax(dim=-1) == target)
-    return torch.cat(logprobs).tolist(), torch.cat(greedy).tolist()
+def read_targets(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return log-probability and argmax agreement [2, n] of ``tokens`` [n] in ``rows`` [n] of float32 logits [N, V]."""
+    # log_softmax and not logsumexp, which is a little more exact on the CPU (by about 1e-5 a token), because
+    # lm-eval's own backend uses it and long choices must come out equal.
+    logprobs = logits.log_softmax(dim=-1)[rows, tokens]
+    return torch.stack([logprobs, (logits.argmax(dim=-1)[rows] == tokens).float()])

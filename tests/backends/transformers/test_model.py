@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill_eval.backends import open_backend
-from distill_eval.backends.transformers import decoding, scoring
+from distill_eval.backends.transformers import decoding, opening, padded, scoring, slots
 from distill_eval.backends.transformers.model import choose_dtype, is_out_of_memory, read_stop_tokens
 from distill_eval.errors import BackendError
 from distill_eval.schema.checkpoints import Checkpoint
@@ -136,11 +136,11 @@ class TestOutOfMemory:
         sizes = []
         real = scoring.score_batch
 
-        def limited(model: Any, batch: Any) -> Any:
+        def limited(model: Any, batch: Any, headers: Any, **options: Any) -> Any:
             sizes.append(len(batch))
             if len(batch) > 6:
                 raise error
-            return real(model, batch)
+            return real(model, batch, headers, **options)
 
         monkeypatch.setattr(scoring, "score_batch", limited)
         backend = make_backend()
@@ -149,26 +149,35 @@ class TestOutOfMemory:
             assert one.logprob == pytest.approx(other.logprob, abs=1e-5)
         assert sizes == [20, 10, 5, 5, 5, 5]
         assert len(backend.notes) == 2
-        assert "out of memory in scoring at 20 x 4 tokens" in backend.notes[0]
+        assert "out of memory in scoring at 20 sequences of 80 tokens in all" in backend.notes[0]
         sizes.clear()
         backend.score(requests)
         assert sizes == [5, 5, 5, 5], "the smaller batch was not remembered"
 
+    @pytest.mark.parametrize("alone", [False, True])
     def test_generation(
-        self, error: Exception, make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+        self,
+        error: Exception,
+        alone: bool,
+        make_backend: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
     ):
         requests = [GenerateRequest((5, 6, 20 + n), 2 + n, GREEDY) for n in range(8)]
         expected = dict(make_backend().generate(requests))
         steps = []
-        real = decoding.advance
+        real = padded.advance if alone else slots.Slots.forward
 
-        def limited(model: Any, batch: Any, tokens: Any) -> Any:
-            steps.append(len(tokens))
-            if len(tokens) > 3:
+        def limited(first: Any, *inputs: Any) -> Any:
+            steps.append(len(inputs[-1]))
+            if len(inputs[-1]) > 3:
                 raise error
-            return real(model, batch, tokens)
+            return real(first, *inputs)
 
-        monkeypatch.setattr(decoding, "advance", limited)
+        if alone:
+            monkeypatch.setattr(opening, "open_ragged", lambda model: (None, "not now"))
+            monkeypatch.setattr(padded, "advance", limited)
+        else:
+            monkeypatch.setattr(slots.Slots, "forward", limited)
         backend = make_backend()
         answers = dict(backend.generate(requests))
         assert {index: answer.tokens for index, answer in answers.items()} == {
@@ -180,11 +189,11 @@ class TestOutOfMemory:
     def test_nothing_left_to_halve(
         self, error: Exception, make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ):
-        def full(*_: Any) -> Any:
+        def full(*_: Any, **__: Any) -> Any:
             raise error
 
         monkeypatch.setattr(scoring, "score_batch", full)
-        monkeypatch.setattr(decoding, "prefill", full)
+        monkeypatch.setattr(decoding.Generation, "_admit", full)
         with pytest.raises(BackendError, match="not enough memory on cpu for scoring even one sequence"):
             make_backend().score([REQUEST, ScoreRequest((5, 6, 8), (9,))])
         with pytest.raises(BackendError, match="not enough memory on cpu for generation even one sequence"):
@@ -192,7 +201,7 @@ class TestOutOfMemory:
 
 
 def test_other_errors_are_one_line(make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shapes do not match\nmore")
 
     monkeypatch.setattr(scoring, "score_batch", broken)

@@ -48,7 +48,8 @@ def test_allowed_set_is_that_of_transformers(settings: tuple, vocabulary: int, r
     if rounded:
         logits = logits.mul(2).round().div(2)  # ties everywhere, as bfloat16 gives them
     expected = warp(logits, sampling)
-    token_ids, scores, allowed, _ = allowed_tokens(logits, sampling)
+    token_ids, scores, allowed, _, unsure = allowed_tokens(logits, sampling, vocabulary)
+    assert not unsure.any()
     for row in range(len(logits)):
         ids = token_ids[row][allowed[row]]
         kept = expected[row][expected[row].isfinite()]

@@ -1,0 +1,1 @@
+"""Checkpoints served elsewhere, asked over HTTP through OpenAI's completions route."""

@@ -1,0 +1,259 @@
+"""How much memory there is, and what of a model's work fits into it.
+
+Scoring batches are cut the same way after a restart, before the model is loaded: ``plan_scoring`` asks for the
+machine's whole memory and the checkpoint's files, never for what is free now. What really fits is asked when a pass is
+run, from free memory and measured costs.
+"""
+
+import math
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from distill_eval.backends.transformers.costs import Costs
+from distill_eval.errors import BackendError, OptionError
+
+GIB = 2**30
+# Of free memory, what a pass may be planned to take: allocators leave gaps, kernels use a little of their own.
+USABLE = 0.85
+# Of what the weights leave of all memory, what scoring is planned to take: estimates are made without the model.
+PLANNED = 0.5
+# Python and its libraries; CUDA's context and workspaces.
+RUNTIME_BYTES = GIB
+# More at once is no faster. On the CPU, tokens beyond the caches' size make a pass slower.
+MOST_TOKENS = {"cpu": 2048, "cuda": 65536}
+MOST_SLOTS = {"cpu": 32, "cuda": 1024}
+# Positions whose logits exist at once: enough to read the head's weights for many, and soon reached.
+MOST_LOGITS = {"cpu": 256, "cuda": 2048}
+MOST_LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**30}
+# A prefix shared by continuations is hardly shorter; each keeps its recurrent state.
+PREFIX_TOKENS = 32
+SLOT_TOKENS = 64  # a slot's capacity is a multiple of this
+SAMPLING_COPIES = 3  # of a slot's logits while a token is drawn: scaled, sorted, with their noise
+PREFILL_SHARE = 0.25  # of the memory for generation; the rest is for slots
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_LIST = Path("/proc/self/cgroup")
+CGROUP_UNLIMITED = 2**60  # version 1 writes a huge number instead of "max"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringBudget:
+    """The most that one scoring pass should hold: packed tokens, and positions whose logits exist at once."""
+
+    num_tokens: int
+    num_logits: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationBudget:
+    """``num_slots`` sequences decoded side by side, each of up to ``capacity`` tokens (prompt and new ones), filled by
+    prefills of up to ``prefill_tokens`` packed tokens."""
+
+    num_slots: int
+    capacity: int
+    prefill_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ControlGroup:
+    """A control group that bounds this process: its limit, and its use less the page cache that is dropped first."""
+
+    limit: int
+    used: int
+
+
+def total_memory(device: str, max_memory_gib: float | None = None) -> int:
+    """Return the most bytes this process could ever use on ``device``: the same at every call on one machine.
+
+    CUDA: the device's memory. CPU: the least of the machine's memory, the control groups' limits and the address
+    space's (``ulimit -v``). ``max_memory_gib`` caps it. A virtual machine that is given memory as it uses it
+    reports what it has now; there a control group's limit or ``--max-memory`` keeps the figure steady.
+    """
+    check_max_memory(max_memory_gib)
+    if device == "cpu":
+        limits = [psutil.virtual_memory().total, *(group.limit for group in read_control_groups())]
+        limits += [limit] if (limit := _address_limit()) else []
+    else:
+        limits = [torch.cuda.get_device_properties(device).total_memory]
+    if max_memory_gib is not None:
+        limits.append(int(max_memory_gib * GIB))
+    return min(limits)
+
+
+def free_memory(device: str, max_memory_gib: float | None = None) -> int:
+    """Return the bytes this process may take now, beside what it has.
+
+    CUDA: what the device has free and torch holds unused; ``max_memory_gib`` counts this process' tensors there,
+    weights included, and not CUDA's own context. CPU: the least of what the machine, its control groups and its
+    address space have left; ``max_memory_gib`` counts the whole process (resident set), libraries included.
+    """
+    check_max_memory(max_memory_gib)
+    if device == "cpu":
+        process = psutil.Process().memory_info()
+        used = process.rss
+        left = [psutil.virtual_memory().available]
+        left += [group.limit - group.used for group in read_control_groups()]
+        left += [limit - process.vms] if (limit := _address_limit()) else []
+    else:
+        used = torch.cuda.memory_allocated(device)
+        left = [torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - used]
+    if max_memory_gib is not None:
+        left.append(int(max_memory_gib * GIB) - used)
+    return max(0, min(left))
+
+
+def check_max_memory(max_memory_gib: float | None) -> None:
+    """Raise OptionError unless ``--max-memory`` is a positive number of GiB, or not given."""
+    if max_memory_gib is not None and not (math.isfinite(max_memory_gib) and max_memory_gib > 0):
+        raise OptionError(f"--max-memory must be above 0 GiB, got {max_memory_gib}")
+
+
+def plan_scoring(costs: Costs, device: str, max_memory_gib: float | None = None) -> ScoringBudget:
+    """Return how much to put into one scoring pass, from ``estimate_costs`` and the machine alone.
+
+    Powers of two, so that a few MiB more or less change no batch. At least one token: a text longer than the budget
+    has a pass of its own.
+    """
+    kind = _kind(device)
+    room = PLANNED * (total_memory(device, max_memory_gib) - RUNTIME_BYTES - costs.weights)
+    num_logits = _power_of_two(min(MOST_LOGIT_BYTES[kind], room / 4) / costs.per_logits)
+    num_logits = min(MOST_LOGITS[kind], num_logits)
+    room -= costs.per_pass + num_logits * costs.per_logits
+    # Every token may belong to a prefix whose state is kept for its continuations.
+    per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
+    num_tokens = MOST_TOKENS[kind] if not per_token else _power_of_two(room / per_token)
+    return ScoringBudget(min(MOST_TOKENS[kind], num_tokens), num_logits)
+
+
+def scoring_bytes(
+    costs: Costs,
+    *,
+    num_tokens: int,
+    num_logits: int,
+    num_kept: int = 0,
+    num_states: int = 0,
+    width: int = 0,
+) -> int:
+    """Return the bytes of a scoring pass of ``num_tokens`` packed tokens, to be held against ``usable_memory``.
+
+    ``num_kept``: tokens whose keys and values stay for their continuations, those of this pass included.
+    ``num_states``: sequences whose recurrent state does. ``num_logits`` and ``width`` as in ``Costs.pass_bytes``.
+    """
+    kept = num_kept * costs.cache.growth + num_states * costs.cache.per_sequence
+    return costs.pass_bytes(num_tokens, num_logits=num_logits, width=width) + kept
+
+
+def usable_memory(device: str, max_memory_gib: float | None = None) -> int:
+    """Return the bytes of ``free_memory`` that one pass may be planned to take."""
+    return int(USABLE * free_memory(device, max_memory_gib))
+
+
+def plan_generation(
+    costs: Costs,
+    device: str,
+    *,
+    num_requests: int,
+    longest: int,
+    longest_prompt: int,
+    where: str,
+    max_memory_gib: float | None = None,
+    most_slots: int | None = None,
+) -> GenerationBudget:
+    """Return how many sequences of up to ``longest`` tokens (prompt and new ones) to decode at once.
+
+    Follows what is free now, with the loaded model's measured costs: results do not depend on it. ``most_slots`` is
+    ``--batch-size``. Raises BackendError, beginning with ``where``, if not even one sequence fits.
+    """
+    capacity = math.ceil(longest / SLOT_TOKENS) * SLOT_TOKENS
+    slot = costs.cache.of(capacity) + costs.per_token + (1 + SAMPLING_COPIES) * costs.per_logits
+    # A prefill's keys and values exist twice: as they are computed, and in their slots.
+    prompt = costs.pass_bytes(longest_prompt, width=longest_prompt) + costs.cache.of(longest_prompt)
+    room = usable_memory(device, max_memory_gib)
+    if slot + prompt > room:
+        what = f"to generate a text of {longest} tokens"
+        raise not_enough_memory(where, what, slot + prompt, room, device, costs, max_memory_gib)
+    slot_room = room - max(prompt, PREFILL_SHARE * room)
+    num_slots = min(num_requests, MOST_SLOTS[_kind(device)], most_slots or num_requests)
+    while num_slots > 1 and num_slots * slot > slot_room:
+        num_slots = _power_of_two(num_slots - 1)
+    per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
+    prefill_tokens = _power_of_two((room - num_slots * slot - costs.per_pass) / max(1.0, per_token))
+    prefill_tokens = min(prefill_tokens, MOST_TOKENS[_kind(device)])
+    return GenerationBudget(num_slots, capacity, max(prefill_tokens, longest_prompt))
+
+
+def not_enough_memory(
+    where: str,
+    what: str,
+    needed: int,
+    usable: int,
+    device: str,
+    costs: Costs,
+    max_memory_gib: float | None = None,
+) -> BackendError:
+    """Return the error for work that does not fit even one sequence at a time; ``what`` is "to score ..."."""
+    limit = "" if max_memory_gib is None else f" of --max-memory {max_memory_gib:g} GiB"
+    remedy = "free some" if max_memory_gib is None else "raise --max-memory"
+    return BackendError(
+        f"{where}: not enough memory on {device} {what}: it takes {needed / GIB:.2f} GiB, and {usable / GIB:.2f} GiB"
+        f"{limit} can be used beside the weights' {costs.weights / GIB:.2f} GiB; {remedy}, or use a smaller dtype or"
+        " shorter texts"
+    )
+
+
+def read_control_groups(listed: Path = CGROUP_LIST, root: Path = CGROUP_ROOT) -> list[ControlGroup]:
+    """Return the control groups (version 2 or 1) that limit this process' memory, itself first and its parents after.
+
+    In a container the list may name a path of the host's that is not there; what can be seen of it counts.
+    """
+    try:
+        lines = listed.read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+    groups = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base, limit, used, cache = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cache = "total_inactive_file"
+        else:
+            continue
+        folder = base / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            groups += _read_group(group, limit, used, cache)
+            if group == base:
+                break
+    return groups
+
+
+def _read_group(folder: Path, limit: str, used: str, cache: str) -> Iterator[ControlGroup]:
+    try:
+        most = (folder / limit).read_text().strip()
+        if most == "max" or int(most) >= CGROUP_UNLIMITED:
+            return
+        now = int((folder / used).read_text())
+        facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return
+    yield ControlGroup(int(most), now - int(facts.get(cache, 0)))
+
+
+def _address_limit() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _kind(device: str) -> str:
+    return device.partition(":")[0]
+
+
+def _power_of_two(number: float) -> int:
+    """Return the largest power of two that is not above ``number``, at least 1."""
+    return 1 << max(0, int(number).bit_length() - 1) if number >= 1 else 1

@@ -1,0 +1,224 @@
+"""Reading many sequences as one row, for every kind of model: each token sees what it would see alone."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from distill_eval.backends.transformers import ragged
+from distill_eval.backends.transformers.opening import open_ragged
+from distill_eval.backends.transformers.ragged import RaggedModel
+from distill_eval.backends.transformers.slots import make_slots
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def gpt2() -> Any:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=100, n_positions=64, n_embd=32, n_layer=3, n_head=4)
+    )
+
+
+def llama(**options: Any) -> Any:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **options))
+
+
+def student(mixer: str, attention_layers: list[int]) -> Any:
+    from distill.conversion import convert
+
+    return convert(llama(head_dim=8), attention_layers=attention_layers, mixer=mixer, key_head_dim=4)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "llama": llama,
+    "wide heads": lambda: llama(head_dim=16),
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SIZES)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SIZES, head_dim=8)),
+    "scaled logits": lambda: transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**SIZES, logits_scaling=3.0, attention_multiplier=0.3)
+    ),
+    "learnt positions": gpt2,
+    "kda": lambda: student("kda", [1]),
+    "kda alone": lambda: student("kda", []),
+    "mamba2": lambda: student("mamba2", [0, 2]),
+    "gated deltanet": lambda: student("gated_deltanet", [3]),
+}
+
+
+def make(kind: str, makers: dict[str, Callable[[], Any]] = MODELS) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return makers[kind]().eval()
+
+
+def texts(*lengths: int) -> list[tuple[int, ...]]:
+    chance = random.Random(0)
+    return [tuple(chance.randrange(3, 97) for _ in range(length)) for length in lengths]
+
+
+@torch.inference_mode()
+def alone(model: Any, text: tuple[int, ...]) -> torch.Tensor:
+    return model(torch.tensor([text]), use_cache=False).logits[0]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_reading_and_stepping_equal_each_text_alone(kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ragged, "JOINED_TOKENS", 12)
+    model = make(kind)
+    read, reason = open_ragged(model)
+    assert reason == ""
+    assert read is not None
+    common, other, a, b, c, d = texts(9, 5, 6, 1, 14, 3)
+    steps = texts(4, 4, 4, 4, 4)
+    whole = [common + other + a, common + other + b, common + c, d, common + d]
+    (first,), _ = read.read([(None, common)], [])
+    (second,), _ = read.read([(first, other)], [])
+    jobs = [(second, a), (second, b), (first, c), (None, d), (first, d)]
+    places = range(sum(len(own) for _, own in jobs))
+    segments, output = read.read(jobs, places)
+    logits = read.logits(output)
+    for text, segment, (_, own) in zip(whole, segments, jobs, strict=True):
+        assert segment.length == len(text)
+        torch.testing.assert_close(
+            logits[segment.start : segment.end], alone(model, text)[-len(own) :], atol=2e-5, rtol=1e-4
+        )
+    slots = make_slots(read, 6, 40)
+    slots.insert(segments[:2])
+    tails = [list(text) for text in whole]
+    active = [0, 1]
+
+    def step(number: int) -> None:
+        with torch.inference_mode():
+            got = slots.forward(torch.tensor([steps[row][number] for row in active]))
+        for place, row in enumerate(active):
+            tails[row].append(steps[row][number])
+            expected = alone(model, tuple(tails[row]))[-1]
+            torch.testing.assert_close(got[place], expected, atol=2e-5, rtol=1e-4)
+
+    step(0)
+    slots.insert(segments[2:])
+    active += [2, 3, 4]
+    step(1)
+    for source, target in slots.drop([0, 3]):
+        active[target] = active[source]
+    del active[slots.num_active :]
+    assert sorted(active) == [1, 2, 4]
+    step(2)
+    slots.insert([segments[3]])
+    active.append(3)
+    tails[3] = list(whole[3])
+    step(3)
+    assert slots.drop(range(4)) == []
+    assert slots.num_active == 0
+
+
+@pytest.mark.parametrize(
+    ("make_model", "reason"),
+    [
+        (
+            lambda: transformers.Gemma3ForCausalLM(
+                transformers.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=6)
+            ),
+            "layers of kind sliding_attention",
+        ),
+        (
+            lambda: transformers.Lfm2ForCausalLM(
+                transformers.Lfm2Config(**SIZES, layer_types=["conv", "full_attention"] * 2)
+            ),
+            "layers of kind conv",
+        ),
+        (
+            lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=6)),
+            "sliding_window",
+        ),
+    ],
+)
+def test_models_that_cannot_be_read_so(make_model: Callable[[], Any], reason: str):
+    model = make_model().eval()
+    before = model.config._attn_implementation
+    read, why = open_ragged(model)
+    assert read is None
+    assert reason in why
+    assert model.config._attn_implementation == before
+
+
+def test_a_wrong_state_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    """A model whose shared cache lies is not read raggedly, and the figure is told."""
+    model = make("kda")
+    real = ragged.gather_states
+
+    def forgetful(layer: int, parents: Any, like: Any) -> Any:
+        return real(layer, [None if n else parent for n, parent in enumerate(parents)], like)
+
+    monkeypatch.setattr(ragged, "gather_states", forgetful)
+    read, why = open_ragged(model)
+    assert read is None
+    assert "differ by" in why
+
+
+def test_backend_says_so_and_scores_the_same(
+    make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    from distill_eval.schema.requests import GREEDY, GenerateRequest
+    from tests.backends.transformers.made import answers_of, random_prompts, random_requests, run_plan
+
+    requests = random_requests(20)
+    prompts = [GenerateRequest(prompt, 6, GREEDY) for prompt in random_prompts(6)]
+    shared = make_backend()
+    scores, answers = run_plan(shared, requests), answers_of(shared, prompts)
+    assert shared.notes == ()
+
+    def refuse(self: Any, model: Any) -> None:
+        raise ragged.Unreadable("it is shy")
+
+    monkeypatch.setattr(RaggedModel, "__init__", refuse)
+    plain = make_backend()
+    for one, other in zip(scores, run_plan(plain, requests), strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    assert [answer.tokens for answer in answers] == [a.tokens for a in answers_of(plain, prompts)]
+    assert plain.notes == ("tiny: every text is read by itself: it is shy",)
+
+
+def test_prompts_share_their_header(model: Any, make_backend: Callable[..., Any], monkeypatch: Any):
+    """Generation reads a few-shot header once, and more slots than prompts are never made."""
+    from distill_eval.schema.requests import GREEDY, GenerateRequest
+    from tests.backends.transformers.made import naive_greedy
+
+    header, *questions = texts(60, 5, 9, 3, 7, 4, 8)
+    tokens: list[int] = []
+    real = RaggedModel.read
+
+    def counting(self: Any, jobs: Any, wanted: Any) -> Any:
+        tokens.extend(len(own) for _, own in jobs)
+        return real(self, jobs, wanted)
+
+    backend = make_backend(batch_size=2)
+    list(backend.generate([GenerateRequest((5,), 1, GREEDY)]))  # the model is loaded and tried
+    monkeypatch.setattr(RaggedModel, "read", counting)
+    requests = [GenerateRequest(header + question, 5, GREEDY) for question in questions]
+    requests.append(GenerateRequest(header + questions[0], 5, GREEDY, repeat=1))
+    answers = dict(backend.generate(requests))
+    for index, request in enumerate(requests):
+        expected = naive_greedy(model, request.prompt, 5, backend.stop_tokens)
+        assert list(answers[index].tokens) == expected
+    assert sum(tokens) <= len(header) + sum(map(len, questions)) + len(questions[0])
+
+
+def test_folder_fixture_is_read_raggedly(tiny_model_folder: Callable[..., Path]):
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder()).eval()
+    assert open_ragged(model)[0] is not None
