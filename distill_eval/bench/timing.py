@@ -62,6 +62,7 @@ class Racer:
             if not close:
                 self.engine.batch_size = best
                 return
+            self._total += 1 + len(close)
             found = {size: self._try(self.workload, size) for size in (best, *close)}
             best = min(found, key=found.__getitem__)
         self.engine.batch_size = best
