@@ -173,7 +173,9 @@ def compare_command(
     provenance.json. Interrupted runs go on where they stopped when the same command is given again.
 
     Examples: `distill-eval compare teacher=Qwen/Qwen3-0.6B student=./student --suite table1`,
-    `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`
+    `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`,
+    `distill-eval compare A B --suite table1 --backend openai --base-url A=http://127.0.0.1:8000/v1
+    --base-url B=http://127.0.0.1:8001/v1`
     """
     names = [*([teacher] if teacher else []), *(checkpoints or [])]
     if published is not None:

@@ -75,7 +75,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; no table, no b
 Backend = Annotated[
     str,
     typer.Option(
-        help="What runs the models: transformers, openai (a server) or fake.", rich_help_panel=WHERE
+        help="What runs the models: transformers, vllm, openai (a server) or fake.", rich_help_panel=WHERE
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=WHERE)]

@@ -238,6 +238,7 @@ def _options(recorded: dict[str, Any], evaluation: Evaluation, folder: Path) -> 
     values = {name: value for name, value in recorded.items() if name in names}
     try:
         values["sampling"] = Sampling(**values.get("sampling", {}))
+        values["backend_options"] = tuple(map(tuple, values.get("backend_options", ())))
         values["endpoint"] = evaluation.endpoint or _endpoint(values.get("endpoint", {}))
         values["seeds"] = tuple(values.get("seeds", RunOptions().seeds))
     except TypeError as error:

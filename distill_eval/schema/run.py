@@ -14,10 +14,10 @@ class RunOptions:
 
     Defaults are the paper's (Appendix B): temperature 0.7, top-p 0.8, top-k 20, seed 42, 1024 new tokens.
     ``limit`` items a task (None: all) are drawn with ``limit_seed``. ``seeds``: one generation run each.
-    ``backend_options``: names and values handed through to the backend's engine.
-    ``arms``: bridging arms (schema/records.py) to run on the tasks that have them.
+    ``endpoint``: where servers are, for the ``openai`` backend. ``backend_options``: names and values handed through
+    to the backend's engine.
     ``arms``: bridging arms (schema/records.py) to run on the tasks that have them. ``max_memory_gib``: most memory of
-    the device, weights included (None: all there is).
+    the device, weights included (None: what is free).
     """
 
     limit: int | None = None
@@ -34,9 +34,9 @@ class RunOptions:
     dtype: str = "auto"
     attention: str = "sdpa"
     batch_size: int | None = None
+    max_memory_gib: float | None = None
     endpoint: EndpointOptions = field(default_factory=EndpointOptions)
     backend_options: tuple[tuple[str, str], ...] = ()
-    max_memory_gib: float | None = None
     allow_unsandboxed_code: bool = False
     data_dir: Path | None = None
     cache_dir: Path | None = None

@@ -64,6 +64,8 @@ def find_endpoint(options: RunOptions, checkpoint: Checkpoint) -> Endpoint:
         ("--device", options.device, "auto"),
         ("--dtype", options.dtype, "auto"),
         ("--attention", options.attention, "sdpa"),
+        ("--max-memory", options.max_memory_gib, None),
+        ("--backend-option", options.backend_options, ()),
     ):
         if given != default:
             raise OptionError(f"{flag}: with --backend openai this is the server's; start the server with it")

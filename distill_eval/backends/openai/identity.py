@@ -36,7 +36,6 @@ class Served:
     identity: Identity
     max_length: int | None = None
     root: str | None = None
-    listed: bool = True
 
 
 def ask_identity(transport: Transport, checkpoint: Checkpoint, *, retries: int | None = None) -> Served:
@@ -52,7 +51,7 @@ def ask_identity(transport: Transport, checkpoint: Checkpoint, *, retries: int |
                 f"checkpoint '{checkpoint.label}': {endpoint.url}/models is not there (HTTP {error.status}): check "
                 "--base-url, which often ends in /v1; a server without that list needs --served-model NAME"
             ) from error
-        return Served(Identity(endpoint.served, _server(transport, UNKNOWN)), listed=False)
+        return Served(Identity(endpoint.served, _server(transport, UNKNOWN)))
     entries = [e for e in listed.get("data") or () if isinstance(e, dict) and isinstance(e.get("id"), str)]
     entry = _choose({entry["id"]: entry for entry in entries}, checkpoint, endpoint.served, endpoint.url)
     longest = entry.get("max_model_len")

@@ -16,6 +16,7 @@ from distill_eval.checkpoints.architectures import first_line
 from distill_eval.errors import BackendError
 
 CONNECT_S = 10.0
+CLOSE_S = 5.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 LONGEST_RETRY_AFTER_S = 600.0
 # Servers close idle connections (uvicorn after 5 s); one closed while a request is under way costs a retry.
@@ -76,7 +77,7 @@ class Transport:
         self._loop = self._thread = None
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(self._stop.set)
-            thread.join()
+            thread.join(CLOSE_S)
 
     def _submit(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:

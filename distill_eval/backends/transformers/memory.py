@@ -27,6 +27,8 @@ RUNTIME_BYTES = GIB
 # More at once is no faster. On the CPU, tokens beyond the caches' size make a pass slower.
 MOST_TOKENS = {"cpu": 2048, "cuda": 65536}
 MOST_SLOTS = {"cpu": 32, "cuda": 1024}
+# Positions whose logits exist at once: enough to read the head's weights for many, and soon reached.
+MOST_LOGITS = {"cpu": 256, "cuda": 2048}
 MOST_LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**30}
 # A prefix shared by continuations is hardly shorter; each keeps its recurrent state.
 PREFIX_TOKENS = 32
@@ -120,6 +122,7 @@ def plan_scoring(costs: Costs, device: str, max_memory_gib: float | None = None)
     kind = _kind(device)
     room = PLANNED * (total_memory(device, max_memory_gib) - RUNTIME_BYTES - costs.weights)
     num_logits = _power_of_two(min(MOST_LOGIT_BYTES[kind], room / 4) / costs.per_logits)
+    num_logits = min(MOST_LOGITS[kind], num_logits)
     room -= costs.per_pass + num_logits * costs.per_logits
     # Every token may belong to a prefix whose state is kept for its continuations.
     per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS

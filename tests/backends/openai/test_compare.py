@@ -66,6 +66,7 @@ def test_two_checkpoints_on_two_servers(
     }
     assert any("whose weights could not be checked" in note for note in results["notes"])
     assert len(everything_written(tmp_path)) > 100_000
+    assert "HTTP Request" not in finished.err
     for written in (everything_written(tmp_path), finished.out.encode(), finished.err.encode()):
         assert KEY.encode() not in written
         assert b"Bearer" not in written
@@ -106,3 +107,53 @@ def test_a_label_that_names_nothing_is_found_before_anything_is_asked(
         "--base-url: no checkpoint is called 'studnet'; did you mean 'student'?"
     )
     assert not any(server.requests for server in servers.values())
+
+
+def test_probe_compares_scores_alone_and_together(
+    command: Callable, world: dict[str, Path], servers: dict[str, StubServer], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OTHER_KEY", KEY)
+    url = servers["teacher"].url
+    asked = (
+        "probe",
+        world["teacher"],
+        "--backend",
+        "openai",
+        "--base-url",
+        url,
+        "--api-key-env",
+        "OTHER_KEY",
+        "--json",
+    )
+    finished = command(*asked)
+    assert finished.code == 0, finished.err
+    (found,) = json.loads(finished.out)["checkpoints"]
+    verdicts = {probe["name"]: probe["verdict"] for probe in found["probes"]}
+    assert verdicts.pop("batched scoring") == "passed"
+    assert set(verdicts.values()) == {"skipped"}
+    servers["teacher"].scores = None
+    finished = command(*asked)
+    assert finished.code == 0, finished.err
+    (found,) = json.loads(finished.out)["checkpoints"]
+    assert {probe["verdict"] for probe in found["probes"]} == {"skipped"}
+
+
+def test_the_gate_evaluates_a_candidate_on_its_server(
+    compare: Callable,
+    command: Callable,
+    world: dict[str, Path],
+    servers: dict[str, StubServer],
+    tmp_path: Path,
+):
+    assert compare("--json").code == 0
+    asked = (
+        "gate", "--baseline", f"{world['out']}:teacher", "--candidate", f"new={world['student']}", "--out",
+        tmp_path / "gate", "--tasks-dir", world["tasks"], "--json",
+    )  # fmt: skip
+    refused = command(*asked)
+    assert refused.code == 2
+    assert "--base-url: no checkpoint is called 'teacher'" in refused.error_lines[-1]
+    finished = command(*asked, "--base-url", servers["student"].url)
+    assert finished.code != 2, finished.err
+    numerics = json.loads((tmp_path / "gate" / "provenance.json").read_text())["runs"][0]["numerics"]
+    assert numerics["endpoint"] == servers["student"].url

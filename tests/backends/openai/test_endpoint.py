@@ -66,6 +66,8 @@ def test_one_url_for_all_or_one_for_each(pair: list[Checkpoint]):
         (options(URL, run={"batch_size": 0}), "--batch-size: must be at least 1, got 0"),
         (options(URL, run={"dtype": "float32"}), "--dtype: with --backend openai this is the server's"),
         (options(URL, run={"device": "cpu"}), "--device: with --backend openai"),
+        (options(URL, run={"max_memory_gib": 8}), "--max-memory: with --backend openai"),
+        (options(URL, run={"backend_options": (("seed", "1"),)}), "--backend-option: with --backend openai"),
         (RunOptions(endpoint=EndpointOptions(base_urls=(URL,))), "are for --backend openai"),
     ],
 )

@@ -1,14 +1,16 @@
 """A state carried across a split and documents packed in a row change nothing."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
 
 from distill import ops
+from distill.ops.documents import group_documents
 from tests.distill.ops.inputs import RECURRENCES, assert_same, make_inputs, run_with_gradients
 
 OPS = [*RECURRENCES, "causal_conv"]
+MANY = [0, *accumulate([3, 20, 0, 1, 17, 5] * 12 + [70, 66, 33, 600])]
 NOT_SEQUENCES = {"A_log", "dt_bias", "weight", "bias", "initial_state"}
 
 
@@ -58,7 +60,9 @@ def test_token_by_token(op):
 
 
 @pytest.mark.parametrize("state", [True, False], ids=["state", "fresh"])
-@pytest.mark.parametrize("ends", [[0, 5, 6, 70, 103], [0, 0, 40, 40, 41, 41], [0, 0], [0, 300]])
+@pytest.mark.parametrize(
+    "ends", [[0, 5, 6, 70, 103], [0, 0, 40, 40, 41, 41], [0, 0], [0, 300], MANY], ids=len
+)
 @pytest.mark.parametrize("op", OPS)
 def test_packed_equals_separate(op, ends, state):
     inputs = make_inputs(op, ends[-1], K=4, V=3, state=False)
@@ -77,6 +81,14 @@ def test_packed_equals_separate(op, ends, state):
             run_with_gradients(packed, inputs),
             run_with_gradients(lambda **x: one_by_one(op, x, ends), inputs),
         )
+
+
+def test_documents_run_together_with_little_padding():
+    lengths = [end - start for start, end in pairwise(MANY)]
+    groups = group_documents(lengths)
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    assert len(groups) < 12
+    assert sum(len(group) * lengths[group[0]] for group in groups) < 1.5 * MANY[-1]
 
 
 @pytest.mark.parametrize("op", OPS)
