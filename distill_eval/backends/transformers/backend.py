@@ -123,7 +123,7 @@ class TransformersBackend:
         if self._ragged is None:
             # Here every position has its logits.
             each = costs.per_token + costs.per_logits
-            room = max(0, memory.usable_memory(self.device, self._max_memory) - costs.per_pass) // each
+            room = memory.usable_memory(self.device, self._max_memory) // each
             max_tokens, max_rows = self._score_batch(requests)
             return padded.score_rows(loaded, requests, max_tokens=min(max_tokens, room), max_rows=max_rows)
         if self._header_states is None:

@@ -123,7 +123,7 @@ def plan_scoring(costs: Costs, device: str, max_memory_gib: float | None = None)
     room = PLANNED * (total_memory(device, max_memory_gib) - RUNTIME_BYTES - costs.weights)
     num_logits = _power_of_two(min(MOST_LOGIT_BYTES[kind], room / 4) / costs.per_logits)
     num_logits = min(MOST_LOGITS[kind], num_logits)
-    room -= costs.per_pass + num_logits * costs.per_logits
+    room -= num_logits * costs.per_logits
     # Every token may belong to a prefix whose state is kept for its continuations.
     per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
     num_tokens = MOST_TOKENS[kind] if not per_token else _power_of_two(room / per_token)
@@ -182,7 +182,7 @@ def plan_generation(
     while num_slots > 1 and num_slots * slot > slot_room:
         num_slots = _power_of_two(num_slots - 1)
     per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
-    prefill_tokens = _power_of_two((room - num_slots * slot - costs.per_pass) / max(1.0, per_token))
+    prefill_tokens = _power_of_two((room - num_slots * slot) / max(1.0, per_token))
     prefill_tokens = min(prefill_tokens, MOST_TOKENS[_kind(device)])
     return GenerationBudget(num_slots, capacity, max(prefill_tokens, longest_prompt))
 

@@ -77,12 +77,10 @@ def test_predicts_passes_of_other_lengths(kind: str, attention: str):
     for length in (48, 100, 190):  # inside the window
         predicted = costs.pass_bytes(length, width=length)
         assert predicted + costs.cache.of(length) == pytest.approx(
-            peak_of(model, length, use_cache=True, logits_to_keep=1), rel=0.05
+            peak_of(model, length, use_cache=True, logits_to_keep=1), rel=0.1
         )
-        # Without a cache it takes no more than that.
-        assert peak_of(model, length, use_cache=False, logits_to_keep=1) <= 1.05 * predicted + costs.cache.of(
-            length
-        )
+        # Without a cache it is about as much.
+        assert peak_of(model, length, use_cache=False, logits_to_keep=1) <= 1.15 * predicted
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,8 +123,10 @@ def test_students(mixer: str, attention_layers: tuple[int, ...], checkpoint: Che
 
 
 def check_recurrent(model: Any) -> Costs:
-    """Keys and values grow with the text, states do not, and all of both is counted."""
+    """Keys and values grow with the text, states do not, and all of both is counted, as is what a pass takes."""
     costs = measure_costs(model)
+    whole_chunks = peak_of(model, 256, use_cache=True, logits_to_keep=1)
+    assert 0.95 * whole_chunks <= costs.pass_bytes(256) + costs.cache.of(256) <= 1.5 * whole_chunks
     for length in (40, 200):
         with torch.inference_mode():
             output = model(torch.arange(length)[None], use_cache=True)
