@@ -7,8 +7,8 @@ from distill_eval.bench import agreement
 from distill_eval.bench.base import Engine, Generated
 from distill_eval.bench.engines import engine_names, make_engine, version, why_missing
 from distill_eval.bench.own import OwnBackend
-from distill_eval.bench.race import Report, race
 from distill_eval.bench.references import LmEvalHF
+from distill_eval.bench.timing import Report, race
 from distill_eval.bench.workload import Workload, load_workload
 from distill_eval.checkpoints import load_tokenizer
 from distill_eval.errors import OptionError, did_you_mean

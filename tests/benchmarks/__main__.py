@@ -33,6 +33,8 @@ RUNS = {
     "kill_and_resume": (*DEMO, "--kills", "2", "--run", "--suite demo --limit 2"),
 }
 RUNS_ON_DATA = {
+    "scoring_speed": (DEMO[0], "--items", "10", "--repeats", "1", "--search-items", "4"),
+    "generation_speed": (DEMO[0], "--parts", "evalscope", "--items", "8", "--new-tokens", "16"),
     "overhead": (DEMO[0], "--tasks", "arc_easy,piqa", "--limit", "25", "--max-new-tokens", "16"),
     "same_scores_lmeval": (DEMO[0], "--items", "10", "--tasks", "arc_easy,lambada_openai"),
     "same_outputs_evalscope": (DEMO[0], "--items", "2", "--tasks", "arc_challenge", "--max-new-tokens", "32"),
