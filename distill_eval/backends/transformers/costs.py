@@ -13,6 +13,9 @@ import torch
 
 from distill_eval.backends.transformers.live_tensors import LiveTensors
 from distill_eval.backends.transformers.model import DTYPES
+from distill_eval.checkpoints.weights import DTYPES as FLOATING
+from distill_eval.checkpoints.weights import check_weights, find_weights
+from distill_eval.errors import CheckpointError
 from distill_eval.schema.checkpoints import Checkpoint
 
 # Tokens of the longer pass that is measured; the other has half of them.
@@ -77,12 +80,7 @@ def estimate_costs(checkpoint: Checkpoint, dtype: str) -> Costs:
     dense models and our students; for other models' recurrent layers it is a guess of the order. What a config does
     not tell counts as nothing.
     """
-    config = read_config(checkpoint.folder)
-    size = DTYPES[dtype].itemsize
-    files = sum(
-        path.stat().st_size for path in checkpoint.folder.glob("*") if path.suffix in (".safetensors", ".bin")
-    )
-    stored = DTYPES[checkpoint.dtype].itemsize if checkpoint.dtype in DTYPES else size
+    config, size = read_config(checkpoint.folder), DTYPES[dtype].itemsize
     hidden, heads = _size(config, "hidden_size", "n_embd"), _size(config, "num_attention_heads", "n_head")
     inner = _size(config, "intermediate_size", "n_inner") or 4 * hidden
     experts = _size(config, "moe_intermediate_size") * _size(config, "num_experts_per_tok")
@@ -99,7 +97,7 @@ def estimate_costs(checkpoint: Checkpoint, dtype: str) -> Costs:
     window = _size(config, "sliding_window", "attention_chunk_size")
     windowed = sum(kind in WINDOWED for kind in kinds) if window else 0
     return Costs(
-        weights=files * size // stored,
+        weights=_estimate_weights(checkpoint.folder, size),
         per_token=per_token,
         per_pair=0.0,
         per_logits=(_size(config, "vocab_size") or checkpoint.vocab_size) * (size + LOGIT_BYTES),
@@ -117,8 +115,8 @@ def measure_costs(model: Any) -> Costs:
     """Run two short texts through ``model`` and return what they took.
 
     What a pass takes whatever its length, padding to a kernel's chunk included, counts as its tokens': longer passes
-    of whole chunks take no more than their costs say. On CUDA the allocator tells (its peak statistics are reset), on the CPU the
-    tensors are counted.
+    of whole chunks take no more than their costs say. On CUDA the allocator tells (its peak statistics are reset), on
+    the CPU the tensors are counted.
     """
     device, config = model.device, model.config.get_text_config()
     longer = MEASURED_TOKENS[device.type]
@@ -137,6 +135,19 @@ def measure_costs(model: Any) -> Costs:
         per_logits=weight.shape[0] * (weight.element_size() + LOGIT_BYTES),
         cache=_fit_cache(short, long),
     )
+
+
+def _estimate_weights(folder: Path, size: int) -> int:
+    """Return the bytes of the folder's weights with ``size`` bytes a number; of old formats, the files' own bytes."""
+    try:
+        files, _ = find_weights(folder)
+        tensors = check_weights(files).values()
+    except CheckpointError:
+        return 0  # reported when the model loads
+    if not tensors:
+        return sum(path.stat().st_size for path in files)
+    floating = [tensor for tensor in tensors if tensor["dtype"] in FLOATING]
+    return size * sum(math.prod(tensor["shape"]) for tensor in floating)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Costs measured on tiny models, against formulas by hand, against passes of other sizes and against the estimate."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def test_the_estimate_is_no_less_than_the_measurement(
     measured = measure_costs(model)
     estimated = estimate_costs(make_checkpoint(model, tmp_path, checkpoint, dtype), dtype)
     assert measured.per_token <= estimated.per_token <= 4 * measured.per_token
-    assert estimated.weights == pytest.approx(measured.weights, rel=0.1)
+    assert estimated.weights == pytest.approx(
+        measured.weights, rel=0.01
+    )  # tables of rotations are not in files
     assert estimated.per_logits == measured.per_logits == 200 * (8 + getattr(torch, dtype).itemsize)
     # Another dtype than the files'.
     wide = estimate_costs(dataclasses.replace(checkpoint, folder=tmp_path, dtype=dtype), "float32")
@@ -143,7 +146,10 @@ def check_recurrent(model: Any) -> Costs:
 def test_a_config_without_sizes_costs_nothing_before_the_model_is_loaded(
     checkpoint: Checkpoint, tmp_path: Path
 ):
-    (tmp_path / "config.json").write_text('{"model_type": "odd"}')
-    costs = estimate_costs(dataclasses.replace(checkpoint, folder=tmp_path), "float32")
-    assert (costs.weights, costs.per_token, costs.cache) == (0, 0, CacheBytes(0))
-    assert estimate_costs(dataclasses.replace(checkpoint, folder=tmp_path / "none"), "float32") == costs
+    folder = shutil.copytree(checkpoint.folder, tmp_path / "odd")
+    (folder / "config.json").write_text('{"model_type": "odd"}')
+    costs = estimate_costs(dataclasses.replace(checkpoint, folder=folder), "float32")
+    assert (costs.per_token, costs.cache) == (0, CacheBytes(0))
+    assert costs.weights == estimate_costs(checkpoint, "float32").weights > 0
+    (folder / "model.safetensors").unlink()
+    assert estimate_costs(dataclasses.replace(checkpoint, folder=folder), "float32").weights == 0

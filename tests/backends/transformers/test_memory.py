@@ -15,6 +15,7 @@ from distill_eval.backends.transformers.memory import (
     ControlGroup,
     GenerationBudget,
     ScoringBudget,
+    check_weights_fit,
     free_memory,
     plan_generation,
     plan_scoring,
@@ -164,10 +165,18 @@ def test_not_even_one_sequence(machine: SimpleNamespace):
     with pytest.raises(BackendError) as caught:
         plan_generation(COSTS, "cpu", **WANTED)
     assert str(caught.value) == (
-        "checkpoint 'a': not enough memory on cpu to generate a text of 500 tokens: it takes 0.04 GiB, and 0.02 GiB "
-        "can be used beside the weights' 0.51 GiB; free some, or use a smaller dtype or shorter texts"
+        "checkpoint 'a': not enough memory on cpu to generate a text of 500 tokens: it takes 45.9 MiB, and 17.0 MiB"
+        " can be used beside the 1.00 GiB that this process holds; free some, or use a smaller dtype or shorter texts"
     )
     with pytest.raises(
-        BackendError, match=r"0\.00 GiB of --max-memory 1 GiB can be used .* raise --max-memory"
+        BackendError, match=r"0\.0 MiB of --max-memory 1 GiB can be used .* raise --max-memory"
     ):
         plan_generation(COSTS, "cpu", **WANTED, max_memory_gib=1)
+
+
+def test_weights_that_do_not_fit(machine: SimpleNamespace):
+    check_weights_fit(COSTS, "cpu", where="checkpoint 'a'")
+    check_weights_fit(COSTS, "cpu", where="checkpoint 'a'", max_memory_gib=1.6)
+    line = r"weights: it takes 520\.0 MiB, and 512\.0 MiB of --max-memory 1\.5 GiB can be used"
+    with pytest.raises(BackendError, match=line):
+        check_weights_fit(COSTS, "cpu", where="checkpoint 'a'", max_memory_gib=1.5)
