@@ -97,7 +97,7 @@ def estimate_costs(checkpoint: Checkpoint, dtype: str) -> Costs:
     window = _size(config, "sliding_window", "attention_chunk_size")
     windowed = sum(kind in WINDOWED for kind in kinds) if window else 0
     return Costs(
-        weights=_estimate_weights(checkpoint.folder, size),
+        weights=_estimate_weights(checkpoint.folder, size, tied=bool(config.get("tie_word_embeddings"))),
         per_token=per_token,
         per_pair=0.0,
         per_logits=(_size(config, "vocab_size") or checkpoint.vocab_size) * (size + LOGIT_BYTES),
@@ -137,16 +137,21 @@ def measure_costs(model: Any) -> Costs:
     )
 
 
-def _estimate_weights(folder: Path, size: int) -> int:
-    """Return the bytes of the folder's weights with ``size`` bytes a number; of old formats, the files' own bytes."""
+def _estimate_weights(folder: Path, size: int, *, tied: bool) -> int:
+    """Return the bytes of the folder's weights with ``size`` bytes a number; of old formats, the files' own bytes.
+
+    ``tied``: a head in the files is the input embedding once more, and not loaded.
+    """
     try:
         files, _ = find_weights(folder)
-        tensors = check_weights(files).values()
+        tensors = check_weights(files)
     except CheckpointError:
         return 0  # reported when the model loads
     if not tensors:
         return sum(path.stat().st_size for path in files)
-    floating = [tensor for tensor in tensors if tensor["dtype"] in FLOATING]
+    if tied:
+        tensors.pop("lm_head.weight", None)
+    floating = [tensor for tensor in tensors.values() if tensor["dtype"] in FLOATING]
     return size * sum(math.prod(tensor["shape"]) for tensor in floating)
 
 

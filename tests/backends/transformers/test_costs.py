@@ -153,3 +153,15 @@ def test_a_config_without_sizes_costs_nothing_before_the_model_is_loaded(
     assert costs.weights == estimate_costs(checkpoint, "float32").weights > 0
     (folder / "model.safetensors").unlink()
     assert estimate_costs(dataclasses.replace(checkpoint, folder=folder), "float32").weights == 0
+
+
+def test_a_head_that_is_the_embedding_counts_once(checkpoint: Checkpoint, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    model = make_model("gemma3")
+    tied = make_checkpoint(model, tmp_path, checkpoint)
+    weights = load_file(tmp_path / "model.safetensors")
+    before = estimate_costs(tied, "float32").weights
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    assert estimate_costs(tied, "float32").weights == before
