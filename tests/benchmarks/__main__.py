@@ -14,6 +14,7 @@ DEMO = ("demo:smollm2", "demo:smollm2-3bit")
 RUNS = {
     "analysis_speed": (),
     "simulations": ("--simulations", "200"),
+    "scoring_memory": ("--items", "50,100", "--choices", "2,8"),
     "ops_cpu": ("--tokens", "512", "--runs", "3"),
     "gate_error_rates": ("--simulations", "100"),
     "sequential_gate": ("--simulations", "500"),

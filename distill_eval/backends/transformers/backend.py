@@ -123,7 +123,7 @@ class TransformersBackend:
         if self._ragged is None:
             # Here every position has its logits.
             each = costs.per_token + costs.per_logits
-            room = max(0, memory.usable_memory(self.device, self._max_memory) - costs.per_pass) // each
+            room = memory.usable_memory(self.device, self._max_memory) // each
             max_tokens, max_rows = self._score_batch(requests)
             return padded.score_rows(loaded, requests, max_tokens=min(max_tokens, room), max_rows=max_rows)
         if self._header_states is None:
@@ -153,9 +153,7 @@ class TransformersBackend:
         if num_inputs > 1:
             return False
         what = f"to score a text of {longest} tokens"
-        raise memory.not_enough_memory(
-            self._where(), what, needed, usable, self.device, costs, self._max_memory
-        )
+        raise memory.not_enough_memory(self._where(), what, needed, usable, self.device, self._max_memory)
 
     def _scoring_budget(self) -> memory.ScoringBudget:
         if self._budget is None:
@@ -252,6 +250,12 @@ class TransformersBackend:
     def _load(self) -> tuple[Any, Costs]:
         """Return the model and what it costs."""
         if self._model is None or self._costs is None:
+            memory.check_weights_fit(
+                estimate_costs(self.checkpoint, self.dtype),
+                self.device,
+                where=self._where(),
+                max_memory_gib=self._max_memory,
+            )
             self._model = model.load_model(
                 self.checkpoint, device=self.device, dtype=self.dtype, attention=self.attention
             )
@@ -264,6 +268,9 @@ class TransformersBackend:
     def _run_float32(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         # Flash attention has no float32.
         attention = "sdpa" if self.attention.startswith("flash") else self.attention
+        weights = estimate_costs(self.checkpoint, "float32").weights
+        if weights > memory.usable_memory(self.device, self._max_memory):
+            raise PathUnavailable(f"not enough memory on {self.device} for a float32 copy")
         try:
             copy = model.load_model(self.checkpoint, device=self.device, dtype="float32", attention=attention)
         except BackendError as error:
