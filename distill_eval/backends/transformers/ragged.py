@@ -59,7 +59,7 @@ class Segment:
 
     def lineage(self) -> list["Segment"]:
         """Return its ancestors and itself, the oldest first."""
-        chain = [self]
+        chain: list[Segment] = [self]
         while chain[-1].parent is not None:
             chain.append(chain[-1].parent)
         return chain[::-1]

@@ -6,6 +6,7 @@ behind the others.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -181,20 +182,24 @@ class Slots:
                     setattr(new, name, {**getattr(new, name), 0: both})
         self.cache.layers[layer] = new
 
+    def moving(self) -> list[torch.Tensor]:
+        """Return the tensors that a step changes beyond adding to them; keys and values are only added to."""
+        states = [states[0] for layer in self.model.recurrent_layers for states in self._states(layer)]
+        return [self.lengths, self.positions, *states]
+
     def _cut_states(self) -> None:
         for layer in self.model.recurrent_layers:
             for states in self._states(layer):
                 states[0] = states[0][: self.num_active]
 
     def _states(self, layer: int) -> list[dict[int, torch.Tensor]]:
-        held = self.cache.layers[layer]
+        held: Any = self.cache.layers[layer]
         both = (held.conv_states, held.recurrent_states)
         return [states for states in both if states[0] is not None]
 
     def _by_slot(self) -> list[torch.Tensor]:
         """Return every tensor whose first dimension is the slots."""
-        states = [s[0] for layer in self.model.recurrent_layers for s in self._states(layer)]
-        return [self.lengths, self.positions, *self.keys.values(), *self.values.values(), *states]
+        return [*self.moving(), *self.keys.values(), *self.values.values()]
 
     def _group(self) -> None:
         """Find out which sequences share which segments."""
@@ -296,11 +301,7 @@ class FlashSlots(Slots):
             self._static[layer, name][rows] = states
 
     def moving(self) -> list[torch.Tensor]:
-        """Return the tensors that a step changes beyond adding to them."""
         return [self.lengths, self.positions, *self._static.values()]
-
-    def _by_slot(self) -> list[torch.Tensor]:
-        return [*self.moving(), *self.keys.values(), *self.values.values()]
 
     def _cut_states(self) -> None:
         pass
