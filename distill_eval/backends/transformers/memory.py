@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from distill_eval.backends.transformers.costs import Costs
+from distill_eval.backends.transformers.costs import CacheBytes, Costs
 from distill_eval.errors import BackendError, OptionError
 
 GIB = 2**30
@@ -34,6 +34,7 @@ MOST_LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**30}
 PREFIX_TOKENS = 32
 SLOT_TOKENS = 64  # a slot's capacity is a multiple of this
 SAMPLING_COPIES = 3  # of a slot's logits while a token is drawn: scaled, sorted, with their noise
+CACHE_COPIES = 3  # of a scoring cache: of its beginnings, repeated for what follows, and while that grows it
 PREFILL_SHARE = 0.25  # of the memory for generation; the rest is for slots
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -47,6 +48,18 @@ class ScoringBudget:
 
     num_tokens: int
     num_logits: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBudget:
+    """The most for one pass over padded rows with a cache: rows, tokens with padding, positions whose logits exist at
+    once, and bytes that a cache (a row's costs are ``cache``) may come to."""
+
+    num_rows: int
+    num_tokens: int
+    num_logits: int
+    cache: CacheBytes
+    cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +162,23 @@ def scoring_bytes(
     """
     kept = num_kept * costs.cache.growth + num_states * costs.cache.per_sequence
     return costs.pass_bytes(num_tokens, num_logits=num_logits, width=width) + kept
+
+
+def plan_cached(
+    costs: Costs,
+    device: str,
+    budget: ScoringBudget,
+    *,
+    num_rows: int,
+    longest: int,
+    max_memory_gib: float | None = None,
+) -> CachedBudget:
+    """Return what of ``budget`` fits now into a pass with a cache; no text has more than ``longest`` tokens."""
+    usable = usable_memory(device, max_memory_gib) - budget.num_logits * costs.per_logits
+    per_token = costs.per_token + costs.per_pair * longest
+    num_tokens = min(budget.num_tokens, int(max(0, usable) / 2 / max(1, per_token)))
+    cache_bytes = max(0, usable) // 2 // CACHE_COPIES
+    return CachedBudget(num_rows, max(1, num_tokens), budget.num_logits, costs.cache, cache_bytes)
 
 
 def usable_memory(device: str, max_memory_gib: float | None = None) -> int:

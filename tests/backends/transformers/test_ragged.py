@@ -10,22 +10,11 @@ import torch
 import transformers
 
 from distill_eval.backends.transformers import ragged
+from distill_eval.backends.transformers.cached import CachedModel
 from distill_eval.backends.transformers.opening import open_ragged
 from distill_eval.backends.transformers.ragged import RaggedModel
 from distill_eval.backends.transformers.slots import make_slots
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 4,
-    "initializer_range": 0.2,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+from tests.backends.transformers.made import SIZES, other_model
 
 
 def gpt2() -> Any:
@@ -60,12 +49,6 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def make(kind: str, makers: dict[str, Callable[[], Any]] = MODELS) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return makers[kind]().eval()
-
-
 def texts(*lengths: int) -> list[tuple[int, ...]]:
     chance = random.Random(0)
     return [tuple(chance.randrange(3, 97) for _ in range(length)) for length in lengths]
@@ -79,7 +62,7 @@ def alone(model: Any, text: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("kind", MODELS)
 def test_reading_and_stepping_equal_each_text_alone(kind: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ragged, "JOINED_TOKENS", 12)
-    model = make(kind)
+    model = other_model(kind, MODELS)
     read, reason = open_ragged(model)
     assert reason == ""
     assert read is not None
@@ -159,7 +142,7 @@ def test_models_that_cannot_be_read_so(make_model: Callable[[], Any], reason: st
 
 def test_a_wrong_state_is_noticed(monkeypatch: pytest.MonkeyPatch):
     """A model whose shared cache lies is not read raggedly, and the figure is told."""
-    model = make("kda")
+    model = other_model("kda", MODELS)
     real = ragged.gather_states
 
     def forgetful(layer: int, parents: Any, like: Any) -> Any:
@@ -186,12 +169,17 @@ def test_backend_says_so_and_scores_the_same(
     def refuse(self: Any, model: Any) -> None:
         raise ragged.Unreadable("it is shy")
 
+    def check(note: str) -> None:
+        backend = make_backend()
+        for one, other in zip(scores, run_plan(backend, requests), strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert [answer.tokens for answer in answers] == [a.tokens for a in answers_of(backend, prompts)]
+        assert backend.notes == (note,)
+
     monkeypatch.setattr(RaggedModel, "__init__", refuse)
-    plain = make_backend()
-    for one, other in zip(scores, run_plan(plain, requests), strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
-    assert [answer.tokens for answer in answers] == [a.tokens for a in answers_of(plain, prompts)]
-    assert plain.notes == ("tiny: every text is read by itself: it is shy",)
+    check("tiny: texts are generated in padded batches: it is shy")
+    monkeypatch.setattr(CachedModel, "begin", lambda self, _: {}["cache"])
+    check("tiny: every text is read by itself: it is shy; KeyError: 'cache'")
 
 
 def test_prompts_share_their_header(model: Any, make_backend: Callable[..., Any], monkeypatch: Any):
