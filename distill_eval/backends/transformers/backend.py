@@ -21,6 +21,7 @@ from distill_eval.backends.transformers import (
 )
 from distill_eval.backends.transformers.costs import Costs, estimate_costs, measure_costs
 from distill_eval.backends.transformers.ragged import RaggedModel
+from distill_eval.backends.transformers.repetition import SETTINGS
 from distill_eval.backends.transformers.stopping import full_decoder, part_decoder
 from distill_eval.checkpoints.architectures import architecture_numerics, first_line
 from distill_eval.errors import BackendError, OptionError
@@ -57,6 +58,11 @@ class TransformersBackend:
         self._notes: list[str] = []
         self._kind = self.device.partition(":")[0]
         self._batch_size = options.batch_size
+        self._stop_loops = options.stop_loops
+        if self._stop_loops:
+            self._notes.append(
+                f"{checkpoint.label}: a text that fell into a repetition loop was stopped there (--stop-loops)"
+            )
         memory.check_max_memory(options.max_memory_gib)
         self._max_memory = options.max_memory_gib
         self._costs: Costs | None = None  # measured once the model is loaded
@@ -79,6 +85,7 @@ class TransformersBackend:
             "dtype": self.dtype,
             "attention": self.attention,
             "stop_tokens": ",".join(map(str, sorted(self.stop_tokens))),
+            **({"stop_loops": SETTINGS} if self._stop_loops else {}),
             **self._architecture,
         }
 
@@ -244,7 +251,9 @@ class TransformersBackend:
                 most = max(1, self._generate_limit // budget.capacity)
                 budget = replace(budget, num_slots=min(budget.num_slots, most))
             if self._ragged is not None:
-                ending = decoding.Ending(self.stop_tokens, full_decoder(tokenizer), part_decoder(tokenizer))
+                ending = decoding.Ending(
+                    self.stop_tokens, full_decoder(tokenizer), part_decoder(tokenizer), self._stop_loops
+                )
                 stream = decoding.generate_wave(self._ragged, todo, wave, ending, budget)
                 yield left, budget.num_slots, budget.capacity, stream
                 continue
@@ -255,6 +264,7 @@ class TransformersBackend:
                     [todo[index] for index in part],
                     stop_tokens=self.stop_tokens,
                     decode=full_decoder(tokenizer),
+                    stop_loops=self._stop_loops,
                 )
                 yield [left[index] for index in part], len(part), budget.capacity, stream
 
