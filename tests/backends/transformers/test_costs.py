@@ -147,3 +147,11 @@ def test_a_config_without_sizes_costs_nothing_before_the_model_is_loaded(
     costs = estimate_costs(dataclasses.replace(checkpoint, folder=tmp_path), "float32")
     assert (costs.weights, costs.per_token, costs.cache) == (0, 0, CacheBytes(0))
     assert estimate_costs(dataclasses.replace(checkpoint, folder=tmp_path / "none"), "float32") == costs
+
+
+def test_models_without_a_cache_have_costs_too():
+    config = transformers.OpenAIGPTConfig(vocab_size=200, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    model: Any = transformers.OpenAIGPTLMHeadModel(config).eval()
+    costs = measure_costs(model)
+    assert costs.cache == CacheBytes(0)
+    assert costs.pass_bytes(60, width=60) > 0
