@@ -219,6 +219,35 @@ def test_prompts_share_their_header(model: Any, make_backend: Callable[..., Any]
     assert sum(tokens) <= len(header) + sum(map(len, questions)) + len(questions[0])
 
 
+def test_unused_slots_stay_within_learnt_positions(monkeypatch: pytest.MonkeyPatch):
+    """A recorded step advances slots that hold nothing; their positions must not leave the model's table."""
+
+    def flash(query: Any, keys: Any, values: Any, *ends: Any, scaling: Any, used: Any, **_: Any) -> Any:
+        count = len(query)
+        mask = torch.arange(len(keys) // count)[None] < used[:, None]
+        keys, values = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (keys, values))
+        sees = {"attn_mask": mask[:, None, None], "scale": scaling, "enable_gqa": True}
+        return torch.nn.functional.scaled_dot_product_attention(query[:, :, None], keys, values, **sees)[
+            :, :, 0
+        ]
+
+    monkeypatch.setattr("distill_eval.backends.transformers.slots.uses_flash", lambda *_: True)
+    monkeypatch.setattr("distill_eval.backends.transformers.slots.flash_attention", flash)
+    model = make("learnt positions")
+    read, reason = open_ragged(model)
+    assert read is not None, reason
+    long, short = texts(60, 4)
+    segments, _ = read.read([(None, long), (None, short)], [])
+    slots = make_slots(read, 2, 128)  # capacities are rounded up, beyond the 64 positions of this model
+    slots.insert([segments[1], segments[0]])
+    slots.drop([1])
+    text = list(short)
+    for token in range(3, 23):
+        logits = slots.forward(torch.tensor([token, 0]))[0]
+        text.append(token)
+        torch.testing.assert_close(logits, alone(model, tuple(text))[-1], atol=2e-5, rtol=1e-4)
+
+
 def test_folder_fixture_is_read_raggedly(tiny_model_folder: Callable[..., Path]):
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder()).eval()
     assert open_ragged(model)[0] is not None
