@@ -21,6 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 RAGGED_ATTENTION = "distill_eval_ragged"
 JOINED_TOKENS = 128  # queries of siblings that one call of masked attention takes together
+# Kinds of rotary positions that transformers makes anew from the largest position of the whole batch.
+MOVING_ROTATIONS = {"dynamic", "longrope"}
 
 
 class Unreadable(Exception):
@@ -90,6 +92,8 @@ class RaggedModel:
             raise Unreadable("its recurrent layers take no cu_seqlens")
         if self.attention_layers and not getattr(model, "_supports_attention_backend", False):
             raise Unreadable("its attention cannot be replaced")
+        if _rotation_kinds(self.config) & MOVING_ROTATIONS:
+            raise Unreadable("its rotary positions hang on the longest text of a batch")
         self._takes_cu_seqlens = "cu_seqlens" in known and bool(self.recurrent_layers)
         self._head = None  # set by find_head
 
@@ -184,6 +188,12 @@ class RaggedModel:
             if known:
                 layers[layer] = gather_states(layer, parents, known[0].strip.recurrent[layer])
         return layers
+
+
+def _rotation_kinds(config: Any) -> set[str]:
+    """Return the kinds of rotary positions in a config; some have settings for each kind of layer."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    return {str(part.get("rope_type")) for part in (settings, *settings.values()) if isinstance(part, dict)}
 
 
 class Bystander(DynamicLayer):

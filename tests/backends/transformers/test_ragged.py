@@ -146,6 +146,10 @@ def test_reading_and_stepping_equal_each_text_alone(kind: str, monkeypatch: pyte
             lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=6)),
             "sliding_window",
         ),
+        (
+            lambda: llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+            "longest text of a batch",
+        ),
     ],
 )
 def test_models_that_cannot_be_read_so(make_model: Callable[[], Any], reason: str):
