@@ -252,14 +252,28 @@ class TransformersBackend:
     def _load(self) -> tuple[Any, Costs]:
         """Return the model and what it costs."""
         if self._model is None or self._costs is None:
-            self._model = model.load_model(
+            loaded = model.load_model(
                 self.checkpoint, device=self.device, dtype=self.dtype, attention=self.attention
             )
-            self._costs = measure_costs(self._model)
-            self._ragged, reason = opening.open_ragged(self._model)
+            try:
+                costs = measure_costs(loaded)
+                self._ragged, reason = opening.open_ragged(loaded)
+            except Exception as error:
+                if model.is_out_of_memory(error):
+                    raise BackendError(
+                        f"{self._where()}: not enough memory on {self.device} for even a short text beside its"
+                        f" weights in {self.dtype}"
+                    ) from error
+                raise self._explain(error) from error
+            self._model, self._costs = loaded, costs
             if reason:
-                self._notes.append(f"{self.checkpoint.label}: every text is read by itself: {reason}")
+                self._note_once(f"every text is read by itself: {reason}")
         return self._model, self._costs
+
+    def _note_once(self, text: str) -> None:
+        note = f"{self.checkpoint.label}: {text}"
+        if note not in self._notes:
+            self._notes.append(note)
 
     def _run_float32(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         # Flash attention has no float32.
