@@ -219,6 +219,8 @@ class TransformersBackend:
                 ending = decoding.Ending(self.stop_tokens, full_decoder(tokenizer), part_decoder(tokenizer))
                 stream = decoding.generate_wave(self._ragged, todo, wave, ending, budget)
                 yield left, budget.num_slots, budget.capacity, stream
+                if self._ragged is not None and self._ragged.unrecordable:
+                    self._note_once(f"decoded without CUDA graphs: {self._ragged.unrecordable}")
                 continue
             for start in range(0, len(wave), budget.num_slots):
                 part = wave[start : start + budget.num_slots]

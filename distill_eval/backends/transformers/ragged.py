@@ -96,6 +96,7 @@ class RaggedModel:
             raise Unreadable("its rotary positions hang on the longest text of a batch")
         self._takes_cu_seqlens = "cu_seqlens" in known and bool(self.recurrent_layers)
         self._head = None  # set by find_head
+        self.unrecordable = ""  # why its steps cannot be recorded as a CUDA graph, once that was tried
 
     @contextmanager
     def _ragged_attention(self) -> Iterator[None]:

@@ -223,6 +223,31 @@ def test_prompts_share_their_header(model: Any, make_backend: Callable[..., Any]
     assert sum(tokens) <= len(header) + sum(map(len, questions)) + len(questions[0])
 
 
+def test_steps_that_cannot_be_recorded_are_made_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    """As where a model asks the device for a number: what warming up moved is put back."""
+    from distill_eval.backends.transformers.stepping import Stepper
+    from distill_eval.schema.requests import GREEDY
+
+    model = make("llama")
+    read, _ = open_ragged(model)
+    assert read is not None
+    slots = make_slots(read, 2, 64)
+    slots.insert(read.read([(None, text) for text in texts(5, 9)], [])[0])
+    stepper, plain = Stepper(slots, GREEDY), Stepper(slots, GREEDY)
+    tries = []
+
+    def record(count: int) -> Any:
+        tries.append(count)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(stepper, "_record", record)
+    for _ in range(2):
+        assert stepper._replay(2) is None
+    assert tries == [2]
+    assert "not permitted" in read.unrecordable
+    assert plain._replay(2) is None  # the next wave does not try again
+
+
 def test_unused_slots_stay_within_learnt_positions(monkeypatch: pytest.MonkeyPatch):
     """A recorded step advances slots that hold nothing; their positions must not leave the model's table."""
 
