@@ -256,6 +256,8 @@ class TransformersBackend:
                 )
                 stream = decoding.generate_wave(self._ragged, todo, wave, ending, budget)
                 yield left, budget.num_slots, budget.capacity, stream
+                if self._ragged is not None and self._ragged.unrecordable:
+                    self._note_once(f"decoded without CUDA graphs: {self._ragged.unrecordable}")
                 continue
             for start in range(0, len(wave), budget.num_slots):
                 part = wave[start : start + budget.num_slots]
@@ -296,14 +298,23 @@ class TransformersBackend:
                 where=self._where(),
                 max_memory_gib=self._max_memory,
             )
-            self._model = model.load_model(
+            loaded = model.load_model(
                 self.checkpoint, device=self.device, dtype=self.dtype, attention=self.attention
             )
-            self._costs = measure_costs(self._model)
-            self._ragged, self._why_not_ragged = opening.open_ragged(self._model)
-            if self._ragged is None:
-                self._cached, reason = opening.open_cached(self._model)
-                self._note_reading(reason)
+            try:
+                costs = measure_costs(loaded)
+                self._ragged, self._why_not_ragged = opening.open_ragged(loaded)
+                if self._ragged is None:
+                    self._cached, reason = opening.open_cached(loaded)
+                    self._note_reading(reason)
+            except Exception as error:
+                if model.is_out_of_memory(error):
+                    raise BackendError(
+                        f"{self._where()}: not enough memory on {self.device} for even a short text beside its"
+                        f" weights in {self.dtype}"
+                    ) from error
+                raise self._explain(error) from error
+            self._model, self._costs = loaded, costs
         return self._model, self._costs
 
     def _note_reading(self, why_not_cached: str) -> None:
@@ -312,8 +323,11 @@ class TransformersBackend:
         if self._cached is None:
             how = "every text is read by itself"
             why += "" if why_not_cached == why else f"; {why_not_cached}"
-        note = f"{self.checkpoint.label}: {how}: {why}"
-        if note not in self._notes:  # it was loaded before
+        self._note_once(f"{how}: {why}")
+
+    def _note_once(self, text: str) -> None:
+        note = f"{self.checkpoint.label}: {text}"
+        if note not in self._notes:
             self._notes.append(note)
 
     def _run_float32(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:

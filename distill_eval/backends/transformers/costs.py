@@ -208,7 +208,8 @@ def _measure_pass(model: Any, num_tokens: int) -> _Pass:
         with _countable_attention(model), LiveTensors() as tensors:
             output = model(input_ids, **arguments)
         peak = tensors.peak_bytes
-    cache = output.past_key_values if "past_key_values" in known else output.cache_params
+    # Some models keep no cache, or hide it in their layers.
+    cache = getattr(output, "past_key_values", None) or getattr(output, "cache_params", None)
     layers = [_read_layer(layer, num_tokens) for layer in getattr(cache, "layers", [cache])]
     return _Pass(num_tokens, peak - sum(layer.num_bytes for layer in layers), layers)
 

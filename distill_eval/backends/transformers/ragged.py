@@ -21,6 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 RAGGED_ATTENTION = "distill_eval_ragged"
 JOINED_TOKENS = 128  # queries of siblings that one call of masked attention takes together
+# Kinds of rotary positions that transformers makes anew from the largest position of the whole batch.
+MOVING_ROTATIONS = {"dynamic", "longrope"}
 
 
 class Unreadable(Exception):
@@ -90,9 +92,12 @@ class RaggedModel:
             raise Unreadable("its recurrent layers take no cu_seqlens")
         if self.attention_layers and not getattr(model, "_supports_attention_backend", False):
             raise Unreadable("its attention cannot be replaced")
+        if _rotation_kinds(self.config) & MOVING_ROTATIONS:
+            raise Unreadable("its rotary positions hang on the longest text of a batch")
         self._takes_cu_seqlens = "cu_seqlens" in known and bool(self.recurrent_layers)
         # On its own, logits can be made a few rows at a time.
         self._head = find_head(model)
+        self.unrecordable = ""  # why its steps cannot be recorded as a CUDA graph, once that was tried
 
     @contextmanager
     def _ragged_attention(self) -> Iterator[None]:
@@ -185,6 +190,12 @@ def find_head(model: Any) -> Any | None:
     logits = model(input_ids=ids, use_cache=False).logits
     alone = head(hidden)
     return head if alone.shape == logits.shape and torch.equal(alone.float(), logits.float()) else None
+
+
+def _rotation_kinds(config: Any) -> set[str]:
+    """Return the kinds of rotary positions in a config; some have settings for each kind of layer."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    return {str(part.get("rope_type")) for part in (settings, *settings.values()) if isinstance(part, dict)}
 
 
 class Bystander(DynamicLayer):

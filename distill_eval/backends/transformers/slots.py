@@ -223,6 +223,7 @@ class FlashSlots(Slots):
     def __init__(self, model: RaggedModel, num_slots: int, capacity: int) -> None:
         super().__init__(model, num_slots, capacity)
         self._ends = torch.arange(num_slots + 1, dtype=torch.int32, device=model.device)
+        self._positions = getattr(model.config, "max_position_embeddings", None) or capacity
         self._static: dict[tuple[int, str], torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -233,9 +234,9 @@ class FlashSlots(Slots):
         logits = super().forward(tokens)
         for (layer, name), states in self._static.items():
             states[:count].copy_(getattr(self.cache.layers[layer], name)[0])
-        self.lengths.clamp_(
-            max=self.capacity - 1
-        )  # slots not in use count on, and must not leave their place
+        # Slots not in use count on, and must leave neither their place nor a table of learnt positions.
+        self.lengths.clamp_(max=self.capacity - 1)
+        self.positions.clamp_(max=self._positions - 1)
         return logits
 
     def attend(self, layer, query, key, value, scaling):

@@ -165,3 +165,11 @@ def test_a_head_that_is_the_embedding_counts_once(checkpoint: Checkpoint, tmp_pa
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, tmp_path / "model.safetensors")
     assert estimate_costs(tied, "float32").weights == before
+
+
+def test_models_without_a_cache_have_costs_too():
+    config = transformers.OpenAIGPTConfig(vocab_size=200, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    model: Any = transformers.OpenAIGPTLMHeadModel(config).eval()
+    costs = measure_costs(model)
+    assert costs.cache == CacheBytes(0)
+    assert costs.pass_bytes(60, width=60) > 0
