@@ -184,6 +184,8 @@ class TransformersBackend:
             num_states=num_inputs,
             width=longest,
         )
+        if self._ragged is not None:
+            needed += self._ragged.gathered_bytes(size, costs.cache.growth)
         usable = memory.usable_memory(self.device, self._max_memory)
         if needed <= usable:
             return True

@@ -100,10 +100,14 @@ class Generation:
         self._read_tokens = budget.prefill_tokens
         self._sampling = requests[wave[0]].sampling
         self._stops: dict[tuple[str, ...], StopStrings] = {}
-        self._queue = deque(self._row(index, requests[index]) for index in wave)
+        # In the order of their prompts, so that those that share a header follow each other.
+        self._queue = deque(
+            self._row(index, requests[index])
+            for index in sorted(wave, key=lambda index: (requests[index].prompt, index))
+        )
         prompts = sorted({requests[index].prompt[:-1] for index in wave} - {()})
         headers = find_headers(prompts, 0)
-        self._headers = HeaderStates(model, headers, sum(map(len, headers)))
+        self._headers = HeaderStates(model, headers, budget.prefill_tokens)
         self._slots = make_slots(model, budget.num_slots, budget.capacity)
         self._stepper = Stepper(self._slots, self._sampling)
         self._active: list[_Row] = []  # by slot

@@ -164,6 +164,15 @@ class RaggedModel:
         """Return the logits [..., V] of what ``read`` or ``forward`` returned, or of a part of it."""
         return output if self._head is None else self._head(output)
 
+    def gathered_bytes(self, num_tokens: int, growth: int) -> int:
+        """Return what a layer's attention puts side by side for texts of ``num_tokens`` in all, shared or not.
+
+        ``growth``: bytes of keys and values that a token has in all layers. Only flash attention does that.
+        """
+        if not uses_flash(self.device, self.model.dtype) or not self.attention_layers:
+            return 0
+        return num_tokens * growth // len(self.attention_layers)
+
     def _layers(self, parents: Sequence[Segment | None]) -> list[Any]:
         """Return cache layers for one pass: attention's are never asked, the others hold their parents' states."""
         layers = list(DynamicCache(config=self.config).layers) if self.recurrent_layers else []

@@ -238,4 +238,4 @@ def test_a_note_is_made_once(make_backend: Callable[..., Any], monkeypatch: pyte
     for _ in range(2):
         backend.score(random_requests(2))
         backend.close()
-    assert backend.notes == ("tiny: every text is read by itself: it is shy",)
+    assert backend.notes == ("tiny: texts are generated in padded batches: it is shy",)

@@ -216,7 +216,7 @@ def test_steps_that_cannot_be_recorded_are_made_one_by_one(monkeypatch: pytest.M
     from distill_eval.backends.transformers.stepping import Stepper
     from distill_eval.schema.requests import GREEDY
 
-    model = make("llama")
+    model = other_model("llama", MODELS)
     read, _ = open_ragged(model)
     assert read is not None
     slots = make_slots(read, 2, 64)
@@ -250,7 +250,7 @@ def test_unused_slots_stay_within_learnt_positions(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("distill_eval.backends.transformers.slots.uses_flash", lambda *_: True)
     monkeypatch.setattr("distill_eval.backends.transformers.slots.flash_attention", flash)
-    model = make("learnt positions")
+    model = other_model("learnt positions", MODELS)
     read, reason = open_ragged(model)
     assert read is not None, reason
     long, short = texts(60, 4)
