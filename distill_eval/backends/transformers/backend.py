@@ -9,7 +9,16 @@ import torch
 import transformers
 
 from distill_eval.backends.base import FLOAT32, PathUnavailable
-from distill_eval.backends.transformers import decoding, memory, model, opening, padded, paths, scoring
+from distill_eval.backends.transformers import (
+    cached,
+    decoding,
+    memory,
+    model,
+    opening,
+    padded,
+    paths,
+    scoring,
+)
 from distill_eval.backends.transformers.costs import Costs, estimate_costs, measure_costs
 from distill_eval.backends.transformers.ragged import RaggedModel
 from distill_eval.backends.transformers.repetition import SETTINGS
@@ -21,7 +30,7 @@ from distill_eval.schema.requests import GenerateRequest, GenerateResponse, Scor
 from distill_eval.schema.run import RunOptions
 
 # Raised whenever a change of this package can move a number: it is part of every cache key.
-REVISION = 4
+REVISION = 5
 
 SCORE_ROWS = {"cpu": 1024, "cuda": 16384}  # inputs in a scoring batch, which is committed as one
 
@@ -40,7 +49,10 @@ class TransformersBackend:
         self._architecture = architecture_numerics(checkpoint.model_type)
         self._tokenizer = tokenizer
         self._model: Any = None
+        # How it is read, once it is loaded: raggedly, else through its own cache, else every text by itself.
         self._ragged: RaggedModel | None = None
+        self._cached: cached.CachedModel | None = None
+        self._why_not_ragged = ""
         self._headers: list[tuple[int, ...]] = []
         self._header_states: scoring.HeaderStates | None = None
         self._notes: list[str] = []
@@ -125,17 +137,35 @@ class TransformersBackend:
         return [response for response in responses if response is not None]
 
     def _score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
-        loaded, costs = self._load()
+        self._load()
         budget = self._scoring_budget()
+        if self._cached is not None:
+            return cached.score_batch(self._cached, requests, self._plan_cached(requests), self._score_alone)
         if self._ragged is None:
-            # Here every position has its logits.
-            each = costs.per_token + costs.per_logits
-            room = max(0, memory.usable_memory(self.device, self._max_memory) - costs.per_pass) // each
-            max_tokens, max_rows = self._score_batch(requests)
-            return padded.score_rows(loaded, requests, max_tokens=min(max_tokens, room), max_rows=max_rows)
+            return self._score_alone(requests)
         if self._header_states is None:
             self._header_states = scoring.HeaderStates(self._ragged, self._headers, budget.num_tokens)
         return scoring.score_batch(self._ragged, requests, self._header_states, num_logits=budget.num_logits)
+
+    def _score_alone(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
+        """Score every text by itself."""
+        loaded, costs = self._load()
+        # Here every position has its logits.
+        each = costs.per_token + costs.per_logits
+        room = memory.usable_memory(self.device, self._max_memory) // each
+        max_tokens, max_rows = self._score_batch(requests)
+        return padded.score_rows(loaded, requests, max_tokens=min(max_tokens, room), max_rows=max_rows)
+
+    def _plan_cached(self, requests: Sequence[ScoreRequest]) -> memory.CachedBudget:
+        max_tokens, max_rows = self._score_batch(requests)
+        return memory.plan_cached(
+            self._load()[1],
+            self.device,
+            replace(self._scoring_budget(), num_tokens=max_tokens),
+            num_rows=max_rows,
+            longest=max(len(scoring.row_tokens(request)) for request in requests),
+            max_memory_gib=self._max_memory,
+        )
 
     def _fits(self, requests: Sequence[ScoreRequest], num_inputs: int, size: int) -> bool:
         """Whether a batch of ``size`` tokens can be read at once; raises BackendError where one input cannot."""
@@ -160,9 +190,7 @@ class TransformersBackend:
         if num_inputs > 1:
             return False
         what = f"to score a text of {longest} tokens"
-        raise memory.not_enough_memory(
-            self._where(), what, needed, usable, self.device, costs, self._max_memory
-        )
+        raise memory.not_enough_memory(self._where(), what, needed, usable, self.device, self._max_memory)
 
     def _scoring_budget(self) -> memory.ScoringBudget:
         if self._budget is None:
@@ -228,6 +256,8 @@ class TransformersBackend:
                 )
                 stream = decoding.generate_wave(self._ragged, todo, wave, ending, budget)
                 yield left, budget.num_slots, budget.capacity, stream
+                if self._ragged is not None and self._ragged.unrecordable:
+                    self._note_once(f"decoded without CUDA graphs: {self._ragged.unrecordable}")
                 continue
             for start in range(0, len(wave), budget.num_slots):
                 part = wave[start : start + budget.num_slots]
@@ -256,24 +286,56 @@ class TransformersBackend:
         raise PathUnavailable(f"not enough memory on {self.device}")
 
     def close(self) -> None:
-        self._model = self._ragged = self._header_states = None
+        self._model = self._ragged = self._cached = self._header_states = None
         self._free_memory()
 
     def _load(self) -> tuple[Any, Costs]:
         """Return the model and what it costs."""
         if self._model is None or self._costs is None:
-            self._model = model.load_model(
+            memory.check_weights_fit(
+                estimate_costs(self.checkpoint, self.dtype),
+                self.device,
+                where=self._where(),
+                max_memory_gib=self._max_memory,
+            )
+            loaded = model.load_model(
                 self.checkpoint, device=self.device, dtype=self.dtype, attention=self.attention
             )
-            self._costs = measure_costs(self._model)
-            self._ragged, reason = opening.open_ragged(self._model)
-            if reason:
-                self._notes.append(f"{self.checkpoint.label}: every text is read by itself: {reason}")
+            try:
+                costs = measure_costs(loaded)
+                self._ragged, self._why_not_ragged = opening.open_ragged(loaded)
+                if self._ragged is None:
+                    self._cached, reason = opening.open_cached(loaded)
+                    self._note_reading(reason)
+            except Exception as error:
+                if model.is_out_of_memory(error):
+                    raise BackendError(
+                        f"{self._where()}: not enough memory on {self.device} for even a short text beside its"
+                        f" weights in {self.dtype}"
+                    ) from error
+                raise self._explain(error) from error
+            self._model, self._costs = loaded, costs
         return self._model, self._costs
+
+    def _note_reading(self, why_not_cached: str) -> None:
+        """Note how a model is read that cannot be read raggedly."""
+        how, why = "texts are generated in padded batches", self._why_not_ragged
+        if self._cached is None:
+            how = "every text is read by itself"
+            why += "" if why_not_cached == why else f"; {why_not_cached}"
+        self._note_once(f"{how}: {why}")
+
+    def _note_once(self, text: str) -> None:
+        note = f"{self.checkpoint.label}: {text}"
+        if note not in self._notes:
+            self._notes.append(note)
 
     def _run_float32(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         # Flash attention has no float32.
         attention = "sdpa" if self.attention.startswith("flash") else self.attention
+        weights = estimate_costs(self.checkpoint, "float32").weights
+        if weights > memory.usable_memory(self.device, self._max_memory):
+            raise PathUnavailable(f"not enough memory on {self.device} for a float32 copy")
         try:
             copy = model.load_model(self.checkpoint, device=self.device, dtype="float32", attention=attention)
         except BackendError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from distill_eval.backends.transformers.costs import Costs
+from distill_eval.backends.transformers.costs import CacheBytes, Costs
 from distill_eval.errors import BackendError, OptionError
 
 GIB = 2**30
@@ -34,6 +34,7 @@ MOST_LOGIT_BYTES = {"cpu": 2**27, "cuda": 2**30}
 PREFIX_TOKENS = 32
 SLOT_TOKENS = 64  # a slot's capacity is a multiple of this
 SAMPLING_COPIES = 3  # of a slot's logits while a token is drawn: scaled, sorted, with their noise
+CACHE_COPIES = 3  # of a scoring cache: of its beginnings, repeated for what follows, and while that grows it
 PREFILL_SHARE = 0.25  # of the memory for generation; the rest is for slots
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -47,6 +48,18 @@ class ScoringBudget:
 
     num_tokens: int
     num_logits: int
+
+
+@dataclass(frozen=True, slots=True)
+class CachedBudget:
+    """The most for one pass over padded rows with a cache: rows, tokens with padding, positions whose logits exist at
+    once, and bytes that a cache (a row's costs are ``cache``) may come to."""
+
+    num_rows: int
+    num_tokens: int
+    num_logits: int
+    cache: CacheBytes
+    cache_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +101,26 @@ def total_memory(device: str, max_memory_gib: float | None = None) -> int:
 def free_memory(device: str, max_memory_gib: float | None = None) -> int:
     """Return the bytes this process may take now, beside what it has.
 
-    CUDA: what the device has free and torch holds unused; ``max_memory_gib`` counts this process' tensors there,
-    weights included, and not CUDA's own context. CPU: the least of what the machine, its control groups and its
-    address space have left; ``max_memory_gib`` counts the whole process (resident set), libraries included.
+    CUDA: what the device has free and torch holds unused. CPU: the least of what the machine, its control groups and
+    the process' address space have left. ``max_memory_gib`` counts ``held_memory``.
     """
     check_max_memory(max_memory_gib)
+    held = held_memory(device)
     if device == "cpu":
-        process = psutil.Process().memory_info()
-        used = process.rss
         left = [psutil.virtual_memory().available]
         left += [group.limit - group.used for group in read_control_groups()]
-        left += [limit - process.vms] if (limit := _address_limit()) else []
+        left += [limit - psutil.Process().memory_info().vms] if (limit := _address_limit()) else []
     else:
-        used = torch.cuda.memory_allocated(device)
-        left = [torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - used]
+        left = [torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - held]
     if max_memory_gib is not None:
-        left.append(int(max_memory_gib * GIB) - used)
+        left.append(int(max_memory_gib * GIB) - held)
     return max(0, min(left))
+
+
+def held_memory(device: str) -> int:
+    """Return the bytes this process has: on CUDA its tensors there, without CUDA's own context; on a CPU all of it
+    (resident set), libraries included."""
+    return psutil.Process().memory_info().rss if device == "cpu" else torch.cuda.memory_allocated(device)
 
 
 def check_max_memory(max_memory_gib: float | None) -> None:
@@ -123,7 +139,7 @@ def plan_scoring(costs: Costs, device: str, max_memory_gib: float | None = None)
     room = PLANNED * (total_memory(device, max_memory_gib) - RUNTIME_BYTES - costs.weights)
     num_logits = _power_of_two(min(MOST_LOGIT_BYTES[kind], room / 4) / costs.per_logits)
     num_logits = min(MOST_LOGITS[kind], num_logits)
-    room -= costs.per_pass + num_logits * costs.per_logits
+    room -= num_logits * costs.per_logits
     # Every token may belong to a prefix whose state is kept for its continuations.
     per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
     num_tokens = MOST_TOKENS[kind] if not per_token else _power_of_two(room / per_token)
@@ -146,6 +162,23 @@ def scoring_bytes(
     """
     kept = num_kept * costs.cache.growth + num_states * costs.cache.per_sequence
     return costs.pass_bytes(num_tokens, num_logits=num_logits, width=width) + kept
+
+
+def plan_cached(
+    costs: Costs,
+    device: str,
+    budget: ScoringBudget,
+    *,
+    num_rows: int,
+    longest: int,
+    max_memory_gib: float | None = None,
+) -> CachedBudget:
+    """Return what of ``budget`` fits now into a pass with a cache; no text has more than ``longest`` tokens."""
+    usable = usable_memory(device, max_memory_gib) - budget.num_logits * costs.per_logits
+    per_token = costs.per_token + costs.per_pair * longest
+    num_tokens = min(budget.num_tokens, int(max(0, usable) / 2 / max(1, per_token)))
+    cache_bytes = max(0, usable) // 2 // CACHE_COPIES
+    return CachedBudget(num_rows, max(1, num_tokens), budget.num_logits, costs.cache, cache_bytes)
 
 
 def usable_memory(device: str, max_memory_gib: float | None = None) -> int:
@@ -176,32 +209,33 @@ def plan_generation(
     room = usable_memory(device, max_memory_gib)
     if slot + prompt > room:
         what = f"to generate a text of {longest} tokens"
-        raise not_enough_memory(where, what, slot + prompt, room, device, costs, max_memory_gib)
+        raise not_enough_memory(where, what, slot + prompt, room, device, max_memory_gib)
     slot_room = room - max(prompt, PREFILL_SHARE * room)
     num_slots = min(num_requests, MOST_SLOTS[_kind(device)], most_slots or num_requests)
     while num_slots > 1 and num_slots * slot > slot_room:
         num_slots = _power_of_two(num_slots - 1)
     per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
-    prefill_tokens = _power_of_two((room - num_slots * slot - costs.per_pass) / max(1.0, per_token))
+    prefill_tokens = _power_of_two((room - num_slots * slot) / max(1.0, per_token))
     prefill_tokens = min(prefill_tokens, MOST_TOKENS[_kind(device)])
     return GenerationBudget(num_slots, capacity, max(prefill_tokens, longest_prompt))
 
 
+def check_weights_fit(costs: Costs, device: str, *, where: str, max_memory_gib: float | None = None) -> None:
+    """Raise BackendError, beginning with ``where``, if the weights are more than there is room for, before loading."""
+    free = free_memory(device, max_memory_gib)
+    if costs.weights > free:
+        raise not_enough_memory(where, "for its weights", costs.weights, free, device, max_memory_gib)
+
+
 def not_enough_memory(
-    where: str,
-    what: str,
-    needed: int,
-    usable: int,
-    device: str,
-    costs: Costs,
-    max_memory_gib: float | None = None,
+    where: str, what: str, needed: int, usable: int, device: str, max_memory_gib: float | None = None
 ) -> BackendError:
-    """Return the error for work that does not fit even one sequence at a time; ``what`` is "to score ..."."""
+    """Return the error for what does not fit even one sequence at a time; ``what`` is "to score ..."."""
     limit = "" if max_memory_gib is None else f" of --max-memory {max_memory_gib:g} GiB"
     remedy = "free some" if max_memory_gib is None else "raise --max-memory"
     return BackendError(
-        f"{where}: not enough memory on {device} {what}: it takes {needed / GIB:.2f} GiB, and {usable / GIB:.2f} GiB"
-        f"{limit} can be used beside the weights' {costs.weights / GIB:.2f} GiB; {remedy}, or use a smaller dtype or"
+        f"{where}: not enough memory on {device} {what}: it takes {_shown(needed)}, and {_shown(usable)}{limit} can be"
+        f" used beside the {_shown(held_memory(device))} that this process holds; {remedy}, or use a smaller dtype or"
         " shorter texts"
     )
 
@@ -243,6 +277,10 @@ def _read_group(folder: Path, limit: str, used: str, cache: str) -> Iterator[Con
     except (OSError, ValueError):
         return
     yield ControlGroup(int(most), now - int(facts.get(cache, 0)))
+
+
+def _shown(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _address_limit() -> int | None:

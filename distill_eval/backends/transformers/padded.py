@@ -110,6 +110,13 @@ def prefill(model, prompts: Sequence[Sequence[int]], cache: Any = None) -> tuple
 
     ``cache``: an empty one to fill, made new when None.
     """
+    batch, output = read_prompts(model, prompts, cache)
+    return batch, output.logits[:, -1].float()
+
+
+@torch.inference_mode()
+def read_prompts(model, prompts: Sequence[Sequence[int]], cache: Any = None) -> tuple[CachedBatch, Any]:
+    """Read ``prompts`` as ``prefill`` does; return the cached batch and what ``model``, or its base, gave."""
     device = next(model.parameters()).device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     width = int(lengths.max())
@@ -123,8 +130,7 @@ def prefill(model, prompts: Sequence[Sequence[int]], cache: Any = None) -> tuple
         mask=(columns >= 0).long().to(device) if padded else None,
         positions=lengths.to(device),
     )
-    logits = _forward(model, batch, input_ids.to(device), columns.clamp(min=0).to(device))
-    return batch, logits[:, -1]
+    return batch, _forward(model, batch, input_ids.to(device), columns.clamp(min=0).to(device))
 
 
 @torch.inference_mode()
@@ -136,6 +142,12 @@ def advance(model, batch: CachedBatch, tokens: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def extend(model, batch: CachedBatch, tokens: torch.Tensor) -> torch.Tensor:
     """Append ``tokens`` [B, N] to the rows in one call and return the logits [B, N, V] after each of them."""
+    return append(model, batch, tokens).logits[:, -tokens.shape[1] :].float()
+
+
+@torch.inference_mode()
+def append(model, batch: CachedBatch, tokens: torch.Tensor) -> Any:
+    """Append ``tokens`` [B, N] as ``extend`` does; return what ``model``, or its base, gave."""
     rows, width = tokens.shape
     if batch.mask is not None:
         batch.mask = torch.cat([batch.mask, batch.mask.new_ones((rows, width))], dim=1)
@@ -146,7 +158,7 @@ def extend(model, batch: CachedBatch, tokens: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def drop_rows(batch: CachedBatch, kept: Sequence[int]) -> None:
-    """Keep only the rows ``kept``, in that order."""
+    """Keep only the rows ``kept``, in that order; a row can be kept several times."""
     index = torch.tensor(kept, device=batch.positions.device)
     # Not batch_select_indices: linear-attention layers have reorder_cache only.
     batch.cache.reorder_cache(index)
@@ -161,8 +173,8 @@ def _forward(
     input_ids: torch.Tensor,
     position_ids: torch.Tensor,
     num_logits: int = 1,
-) -> torch.Tensor:
-    """Return the logits [B, num_logits, V] of the last positions, in float32."""
+) -> Any:
+    """Call the model; its output holds the logits of the last ``num_logits`` positions (or of all, where it must)."""
     known = inspect.signature(model.forward).parameters
     # Recurrent models without any attention call their cache by another name.
     cache_name = "past_key_values" if "past_key_values" in known else "cache_params"
@@ -178,7 +190,7 @@ def _forward(
     arguments = {name: value for name, value in arguments.items() if name in known}
     output = model(input_ids=input_ids, **{cache_name: batch.cache}, **arguments)
     batch.cache = getattr(output, cache_name)
-    return output.logits[:, -num_logits:].float()
+    return output
 
 
 @dataclass(slots=True)

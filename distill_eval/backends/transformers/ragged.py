@@ -21,6 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 RAGGED_ATTENTION = "distill_eval_ragged"
 JOINED_TOKENS = 128  # queries of siblings that one call of masked attention takes together
+# Kinds of rotary positions that transformers makes anew from the largest position of the whole batch.
+MOVING_ROTATIONS = {"dynamic", "longrope"}
 
 
 class Unreadable(Exception):
@@ -59,7 +61,7 @@ class Segment:
 
     def lineage(self) -> list["Segment"]:
         """Return its ancestors and itself, the oldest first."""
-        chain = [self]
+        chain: list[Segment] = [self]
         while chain[-1].parent is not None:
             chain.append(chain[-1].parent)
         return chain[::-1]
@@ -90,8 +92,12 @@ class RaggedModel:
             raise Unreadable("its recurrent layers take no cu_seqlens")
         if self.attention_layers and not getattr(model, "_supports_attention_backend", False):
             raise Unreadable("its attention cannot be replaced")
+        if _rotation_kinds(self.config) & MOVING_ROTATIONS:
+            raise Unreadable("its rotary positions hang on the longest text of a batch")
         self._takes_cu_seqlens = "cu_seqlens" in known and bool(self.recurrent_layers)
-        self._head = None  # set by find_head
+        # On its own, logits can be made a few rows at a time.
+        self._head = find_head(model)
+        self.unrecordable = ""  # why its steps cannot be recorded as a CUDA graph, once that was tried
 
     @contextmanager
     def _ragged_attention(self) -> Iterator[None]:
@@ -158,22 +164,6 @@ class RaggedModel:
         """Return the logits [..., V] of what ``read`` or ``forward`` returned, or of a part of it."""
         return output if self._head is None else self._head(output)
 
-    @torch.inference_mode()
-    def find_head(self) -> None:
-        """Use the head on its own, so that logits can be made a few rows at a time, if it is all that follows.
-
-        Some models scale or cap their logits after the head: theirs come from the whole model.
-        """
-        base, head = self.model.base_model, self.model.get_output_embeddings()
-        if base is self.model or head is None:
-            return
-        ids = torch.arange(8, device=self.device)[None]
-        hidden = base(input_ids=ids, use_cache=False).last_hidden_state
-        logits = self.model(input_ids=ids, use_cache=False).logits
-        alone = head(hidden)
-        if alone.shape == logits.shape and torch.equal(alone, logits):
-            self._head = head
-
     def _layers(self, parents: Sequence[Segment | None]) -> list[Any]:
         """Return cache layers for one pass: attention's are never asked, the others hold their parents' states."""
         layers = list(DynamicCache(config=self.config).layers) if self.recurrent_layers else []
@@ -184,6 +174,28 @@ class RaggedModel:
             if known:
                 layers[layer] = gather_states(layer, parents, known[0].strip.recurrent[layer])
         return layers
+
+
+@torch.inference_mode()
+def find_head(model: Any) -> Any | None:
+    """Return what makes logits of ``model.base_model``'s output, if it is all that follows; else None.
+
+    Some models scale or cap their logits after the head: theirs come from the whole model.
+    """
+    base, head = model.base_model, model.get_output_embeddings()
+    if base is model or head is None:
+        return None
+    ids = torch.arange(8, device=next(model.parameters()).device)[None]
+    hidden = base(input_ids=ids, use_cache=False).last_hidden_state
+    logits = model(input_ids=ids, use_cache=False).logits
+    alone = head(hidden)
+    return head if alone.shape == logits.shape and torch.equal(alone.float(), logits.float()) else None
+
+
+def _rotation_kinds(config: Any) -> set[str]:
+    """Return the kinds of rotary positions in a config; some have settings for each kind of layer."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    return {str(part.get("rope_type")) for part in (settings, *settings.values()) if isinstance(part, dict)}
 
 
 class Bystander(DynamicLayer):

@@ -1,15 +1,17 @@
 """Log-likelihoods: what requests share is read once, without padding, and only the logits asked for are made.
 
 ``plan_batches`` cuts all requests into batches; ``score_batch`` answers one. Where a model cannot be read raggedly
-(``ragged.RaggedModel``), ``padded.score_rows`` reads every request by itself instead.
+(``ragged.RaggedModel``), ``cached.score_batch`` shares beginnings through transformers' own cache, and where that lies,
+``padded.score_rows`` reads every text by itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from distill_eval.backends.transformers.prefixes import (
+    Node,
     Tokens,
     find_headers,
     share_prefixes,
@@ -17,6 +19,8 @@ from distill_eval.backends.transformers.prefixes import (
 )
 from distill_eval.backends.transformers.ragged import RaggedModel, Segment
 from distill_eval.schema.requests import ScoreRequest, ScoreResponse
+
+ToLogits = Callable[[torch.Tensor], torch.Tensor]
 
 LOGITS_AT_ONCE = 2**25  # elements worked on at a time: 128 MiB in float32
 
@@ -129,7 +133,7 @@ def score_batch(
             if depth == len(levels):
                 levels.append([])
             levels[depth] += [(header, len(trees) - 1, node) for node in nodes]
-    targets = _Targets(num_logits)
+    targets = Targets(num_logits)
     for request in requests:
         tree, row = places[header_of[request.context], row_tokens(request)]
         targets.add(tree, trees[tree][1].path(row), trees[tree][1].nodes, request)
@@ -146,11 +150,11 @@ def score_batch(
         read, output = model.read(jobs, wanted)
         for (_, tree, node), segment in zip(level, read, strict=True):
             segments[tree, node] = segment
-        targets.collect(model, [(tree, node) for _, tree, node in level], output)
+        targets.collect(model.logits, [(tree, node) for _, tree, node in level], output)
     return targets.responses(requests)
 
 
-class _Targets:
+class Targets:
     """Which token is asked for after which place, and the answers."""
 
     def __init__(self, num_logits: int) -> None:
@@ -160,7 +164,7 @@ class _Targets:
         self._order: list[int] = []
         self._answers: list[torch.Tensor] = []
 
-    def add(self, tree: int, path: list[int], nodes, request: ScoreRequest) -> None:
+    def add(self, tree: int, path: list[int], nodes: Sequence[Node], request: ScoreRequest) -> None:
         """Ask for the tokens of ``request``'s continuation along ``path``."""
         step = 0
         for position, token in enumerate(request.continuation, start=len(request.context) - 1):
@@ -175,7 +179,7 @@ class _Targets:
         """Return the places within a node after which something is asked for."""
         return list(self._asked.get((tree, node), {}))
 
-    def collect(self, model: RaggedModel, nodes: Sequence[tuple[int, int]], output: torch.Tensor) -> None:
+    def collect(self, to_logits: ToLogits, nodes: Sequence[tuple[int, int]], output: torch.Tensor) -> None:
         """Take the answers from ``output``, whose rows are the places of ``nodes`` in turn."""
         asked = [targets for node in nodes for targets in self._asked.get(node, {}).values()]
         if not asked:
@@ -191,7 +195,7 @@ class _Targets:
             last = first
             while last < len(row_of) and row_of[last] < start + self._num_logits:
                 last += 1
-            logits = model.logits(output[start : start + self._num_logits]).float()
+            logits = to_logits(output[start : start + self._num_logits]).float()
             index = torch.tensor([row_of[first:last], tokens[first:last]], device=logits.device)
             self._answers.append(read_targets(logits, index[0] - start, index[1]))
             first = last

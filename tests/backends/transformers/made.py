@@ -1,10 +1,12 @@
-"""Made-up requests, and the naive way to answer them."""
+"""Made-up requests, the naive way to answer them, and models of other kinds than the tiny checkpoint."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from distill_eval.schema.requests import GenerateRequest, GenerateResponse, ScoreRequest
@@ -66,3 +68,64 @@ def run_plan(backend: Any, requests: list[ScoreRequest]) -> list[Any]:
         for index, answer in zip(batch, backend.score([requests[i] for i in batch]), strict=True):
             answers[index] = answer
     return answers
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "initializer_range": 0.2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+def _gated_delta() -> Any:
+    config = transformers.Qwen3NextConfig(
+        **SIZES,
+        head_dim=8,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    )
+    return transformers.Qwen3NextForCausalLM(config)
+
+
+def _convolution() -> Any:
+    config = transformers.Lfm2Config(**SIZES, layer_types=["conv", "full_attention"] * 2)
+    return transformers.Lfm2ForCausalLM(config)
+
+
+def _sliding() -> Any:
+    config = transformers.Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=6)
+    return transformers.Gemma3ForCausalLM(config)
+
+
+def _recurrent_only() -> Any:
+    attention = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
+    sizes = {name: size for name, size in SIZES.items() if name not in attention}
+    return transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=8))
+
+
+OTHER_MODELS: dict[str, Callable[[], Any]] = {
+    "gated_delta": _gated_delta,
+    "convolution": _convolution,
+    "sliding": _sliding,
+    "recurrent_only": _recurrent_only,
+}
+
+
+def other_model(kind: str, makers: dict[str, Callable[[], Any]] = OTHER_MODELS) -> Any:
+    """Return a tiny random model of ``kind``, the same at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return makers[kind]().eval()

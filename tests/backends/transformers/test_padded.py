@@ -9,7 +9,14 @@ import torch
 from distill_eval.backends.transformers import padded
 from distill_eval.backends.transformers.padded import generate_batch, score_rows
 from distill_eval.schema.requests import GREEDY, GenerateRequest, Sampling, ScoreRequest
-from tests.backends.transformers.made import naive_greedy, plain_logprob, random_prompts, random_requests
+from tests.backends.transformers.made import (
+    OTHER_MODELS,
+    naive_greedy,
+    other_model,
+    plain_logprob,
+    random_prompts,
+    random_requests,
+)
 
 
 def test_rows_are_dropped_as_they_end(model: Any, monkeypatch: pytest.MonkeyPatch):
@@ -59,51 +66,10 @@ def test_stop_strings_across_tokens_and_bytes(model: Any):
     assert found > 30
 
 
-@pytest.mark.parametrize("kind", ["gated_delta", "convolution", "sliding", "recurrent_only"])
+@pytest.mark.parametrize("kind", OTHER_MODELS)
 def test_other_kinds_of_state(kind: str):
     """Linear attention, short convolutions and sliding windows: padding, cached steps and dropped rows."""
-    import transformers
-
-    common = {
-        "vocab_size": 100,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_hidden_layers": 4,
-        "initializer_range": 0.2,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        if kind == "gated_delta":
-            config = transformers.Qwen3NextConfig(
-                **common,
-                head_dim=8,
-                linear_num_value_heads=4,
-                linear_num_key_heads=2,
-                linear_key_head_dim=8,
-                linear_value_head_dim=16,
-                num_experts=4,
-                num_experts_per_tok=2,
-                moe_intermediate_size=32,
-                shared_expert_intermediate_size=32,
-            )
-            model = transformers.Qwen3NextForCausalLM(config)
-        elif kind == "convolution":
-            config = transformers.Lfm2Config(**common, layer_types=["conv", "full_attention"] * 2)
-            model = transformers.Lfm2ForCausalLM(config)
-        elif kind == "recurrent_only":
-            for name in ("intermediate_size", "num_attention_heads", "num_key_value_heads"):
-                del common[name]
-            config = transformers.MambaConfig(**common, state_size=8)
-            model = transformers.MambaForCausalLM(config)
-        else:
-            config = transformers.Gemma3TextConfig(**common, head_dim=8, sliding_window=6)
-            model = transformers.Gemma3ForCausalLM(config)
-    model.eval()
+    model = other_model(kind)
     chance = random.Random(1)
     prompts = [tuple(chance.randrange(3, 90) for _ in range(n)) for n in (3, 9, 5, 12)]
     requests = [GenerateRequest(p, n, GREEDY) for p, n in zip(prompts, (3, 9, 6, 9), strict=True)]

@@ -10,22 +10,11 @@ import torch
 import transformers
 
 from distill_eval.backends.transformers import ragged
+from distill_eval.backends.transformers.cached import CachedModel
 from distill_eval.backends.transformers.opening import open_ragged
 from distill_eval.backends.transformers.ragged import RaggedModel
 from distill_eval.backends.transformers.slots import make_slots
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 4,
-    "initializer_range": 0.2,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+from tests.backends.transformers.made import SIZES, other_model
 
 
 def gpt2() -> Any:
@@ -60,12 +49,6 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def make(kind: str, makers: dict[str, Callable[[], Any]] = MODELS) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return makers[kind]().eval()
-
-
 def texts(*lengths: int) -> list[tuple[int, ...]]:
     chance = random.Random(0)
     return [tuple(chance.randrange(3, 97) for _ in range(length)) for length in lengths]
@@ -79,7 +62,7 @@ def alone(model: Any, text: tuple[int, ...]) -> torch.Tensor:
 @pytest.mark.parametrize("kind", MODELS)
 def test_reading_and_stepping_equal_each_text_alone(kind: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ragged, "JOINED_TOKENS", 12)
-    model = make(kind)
+    model = other_model(kind, MODELS)
     read, reason = open_ragged(model)
     assert reason == ""
     assert read is not None
@@ -146,6 +129,10 @@ def test_reading_and_stepping_equal_each_text_alone(kind: str, monkeypatch: pyte
             lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=6)),
             "sliding_window",
         ),
+        (
+            lambda: llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+            "longest text of a batch",
+        ),
     ],
 )
 def test_models_that_cannot_be_read_so(make_model: Callable[[], Any], reason: str):
@@ -159,7 +146,7 @@ def test_models_that_cannot_be_read_so(make_model: Callable[[], Any], reason: st
 
 def test_a_wrong_state_is_noticed(monkeypatch: pytest.MonkeyPatch):
     """A model whose shared cache lies is not read raggedly, and the figure is told."""
-    model = make("kda")
+    model = other_model("kda", MODELS)
     real = ragged.gather_states
 
     def forgetful(layer: int, parents: Any, like: Any) -> Any:
@@ -186,12 +173,17 @@ def test_backend_says_so_and_scores_the_same(
     def refuse(self: Any, model: Any) -> None:
         raise ragged.Unreadable("it is shy")
 
+    def check(note: str) -> None:
+        backend = make_backend()
+        for one, other in zip(scores, run_plan(backend, requests), strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert [answer.tokens for answer in answers] == [a.tokens for a in answers_of(backend, prompts)]
+        assert backend.notes == (note,)
+
     monkeypatch.setattr(RaggedModel, "__init__", refuse)
-    plain = make_backend()
-    for one, other in zip(scores, run_plan(plain, requests), strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
-    assert [answer.tokens for answer in answers] == [a.tokens for a in answers_of(plain, prompts)]
-    assert plain.notes == ("tiny: every text is read by itself: it is shy",)
+    check("tiny: texts are generated in padded batches: it is shy")
+    monkeypatch.setattr(CachedModel, "begin", lambda self, _: {}["cache"])
+    check("tiny: every text is read by itself: it is shy; KeyError: 'cache'")
 
 
 def test_prompts_share_their_header(model: Any, make_backend: Callable[..., Any], monkeypatch: Any):
@@ -217,6 +209,60 @@ def test_prompts_share_their_header(model: Any, make_backend: Callable[..., Any]
         expected = naive_greedy(model, request.prompt, 5, backend.stop_tokens)
         assert list(answers[index].tokens) == expected
     assert sum(tokens) <= len(header) + sum(map(len, questions)) + len(questions[0])
+
+
+def test_steps_that_cannot_be_recorded_are_made_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    """As where a model asks the device for a number: what warming up moved is put back."""
+    from distill_eval.backends.transformers.stepping import Stepper
+    from distill_eval.schema.requests import GREEDY
+
+    model = make("llama")
+    read, _ = open_ragged(model)
+    assert read is not None
+    slots = make_slots(read, 2, 64)
+    slots.insert(read.read([(None, text) for text in texts(5, 9)], [])[0])
+    stepper, plain = Stepper(slots, GREEDY), Stepper(slots, GREEDY)
+    tries = []
+
+    def record(count: int) -> Any:
+        tries.append(count)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(stepper, "_record", record)
+    for _ in range(2):
+        assert stepper._replay(2) is None
+    assert tries == [2]
+    assert "not permitted" in read.unrecordable
+    assert plain._replay(2) is None  # the next wave does not try again
+
+
+def test_unused_slots_stay_within_learnt_positions(monkeypatch: pytest.MonkeyPatch):
+    """A recorded step advances slots that hold nothing; their positions must not leave the model's table."""
+
+    def flash(query: Any, keys: Any, values: Any, *ends: Any, scaling: Any, used: Any, **_: Any) -> Any:
+        count = len(query)
+        mask = torch.arange(len(keys) // count)[None] < used[:, None]
+        keys, values = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (keys, values))
+        sees = {"attn_mask": mask[:, None, None], "scale": scaling, "enable_gqa": True}
+        return torch.nn.functional.scaled_dot_product_attention(query[:, :, None], keys, values, **sees)[
+            :, :, 0
+        ]
+
+    monkeypatch.setattr("distill_eval.backends.transformers.slots.uses_flash", lambda *_: True)
+    monkeypatch.setattr("distill_eval.backends.transformers.slots.flash_attention", flash)
+    model = make("learnt positions")
+    read, reason = open_ragged(model)
+    assert read is not None, reason
+    long, short = texts(60, 4)
+    segments, _ = read.read([(None, long), (None, short)], [])
+    slots = make_slots(read, 2, 128)  # capacities are rounded up, beyond the 64 positions of this model
+    slots.insert([segments[1], segments[0]])
+    slots.drop([1])
+    text = list(short)
+    for token in range(3, 23):
+        logits = slots.forward(torch.tensor([token, 0]))[0]
+        text.append(token)
+        torch.testing.assert_close(logits, alone(model, tuple(text))[-1], atol=2e-5, rtol=1e-4)
 
 
 def test_folder_fixture_is_read_raggedly(tiny_model_folder: Callable[..., Path]):

@@ -61,7 +61,6 @@ def test_every_kind_is_read_raggedly(kind: str, dtype: torch.dtype):
 @torch.inference_mode()
 def test_recorded_steps_are_those_made_one_by_one(kind: str, sampling: Sampling):
     model = RaggedModel(make(kind, torch.bfloat16))
-    model.find_head()
     prompts = random_prompts(9, longest=50)
     drawn = []
     for graphed in (False, True):
