@@ -20,7 +20,6 @@ RUNS = {
     "sequential_gate": ("--simulations", "500"),
     "same_as_teacher": (DEMO[0], "--max-new-tokens", "16"),
     "same_draws": (DEMO[0], "--prompts", "4", "--new-tokens", "8"),
-    "scoring_memory": ("--items", "50,200", "--choices", "2,4"),
     "student_speed": (
         "--size",
         "tiny",

@@ -46,14 +46,14 @@ NEAR = NEAR_TIE["float32"]
 @dataclass(frozen=True, slots=True)
 class Setting:
     """How the requests are put: shuffled with the seed ``order``; in ``calls`` calls (0: one each), each to a backend
-    just opened where ``fresh``; by the padded path where not ``ragged``."""
+    just opened where ``fresh``; ``without`` the ways of reading that are turned off."""
 
     name: str
     batch_size: int | None = None
     order: int | None = None
     calls: int = 1
     fresh: bool = False
-    ragged: bool = True
+    without: tuple[str, ...] = ()
 
 
 REFERENCE = Setting("by itself")
@@ -63,8 +63,8 @@ SETTINGS = (
     Setting("shuffled, batch size 3", batch_size=3, order=2),
     Setting("one request at a time", calls=0),
     Setting("restart after half", order=3, calls=2, fresh=True),
-    Setting("padded, batch size 8", batch_size=8, ragged=False),
-    Setting("padded, batch size 3, shuffled", batch_size=3, order=4, ragged=False),
+    Setting("padded, batch size 8", batch_size=8, without=("open_ragged",)),
+    Setting("padded, no shared prefixes", batch_size=3, order=4, without=("open_ragged", "open_cached")),
 )
 
 
@@ -116,10 +116,9 @@ def measure(checkpoint: Checkpoint, workload: Workload, new_tokens: int) -> dict
     for setting in (REFERENCE, *SETTINGS):
         start = time.perf_counter()
         asked = replace(options, batch_size=setting.batch_size)
-        how = (
-            contextlib.nullcontext() if setting.ragged else mock.patch.object(opening, "open_ragged", unread)
-        )
-        with how:
+        with contextlib.ExitStack() as patches:
+            for name in setting.without:
+                patches.enter_context(mock.patch.object(opening, name, unread))
             made = (
                 generate(lambda asked=asked: open_backend(asked, checkpoint, tokenizer), texts, setting),
                 score(lambda asked=asked: open_backend(asked, checkpoint, tokenizer), scores, setting),
