@@ -19,6 +19,7 @@ RUNS = {
     "gate_error_rates": ("--simulations", "100"),
     "sequential_gate": ("--simulations", "500"),
     "same_as_teacher": (DEMO[0], "--max-new-tokens", "16"),
+    "same_draws": (DEMO[0], "--prompts", "4", "--new-tokens", "8"),
     "student_speed": (
         "--size",
         "tiny",
