@@ -92,7 +92,7 @@ class RaggedModel:
             raise Unreadable("its recurrent layers take no cu_seqlens")
         if self.attention_layers and not getattr(model, "_supports_attention_backend", False):
             raise Unreadable("its attention cannot be replaced")
-        if _rotation_kinds(self.config) & MOVING_ROTATIONS:
+        if steady_positions(self.config) is not None:
             raise Unreadable("its rotary positions hang on the longest text of a batch")
         self._takes_cu_seqlens = "cu_seqlens" in known and bool(self.recurrent_layers)
         # On its own, logits can be made a few rows at a time.
@@ -201,10 +201,19 @@ def find_head(model: Any) -> Any | None:
     return head if alone.shape == logits.shape and torch.equal(alone.float(), logits.float()) else None
 
 
-def _rotation_kinds(config: Any) -> set[str]:
-    """Return the kinds of rotary positions in a config; some have settings for each kind of layer."""
+def steady_positions(config: Any) -> int | None:
+    """Return up to which length a text's rotary positions do not hang on what else is in the batch; None: always.
+
+    ``dynamic`` and ``longrope`` positions are made for the longest text of a batch once that is longer.
+    """
     settings = getattr(config, "rope_parameters", None) or {}
-    return {str(part.get("rope_type")) for part in (settings, *settings.values()) if isinstance(part, dict)}
+    # Some have settings for each kind of layer.
+    parts = [part for part in (settings, *settings.values()) if isinstance(part, dict)]
+    if not {part.get("rope_type") for part in parts} & MOVING_ROTATIONS:
+        return None
+    named = [part.get("original_max_position_embeddings") for part in parts]
+    named.append(getattr(config, "original_max_position_embeddings", None))
+    return min([length for length in named if length], default=config.max_position_embeddings)
 
 
 class Bystander(DynamicLayer):

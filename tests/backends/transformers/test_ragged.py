@@ -268,3 +268,40 @@ def test_unused_slots_stay_within_learnt_positions(monkeypatch: pytest.MonkeyPat
 def test_folder_fixture_is_read_raggedly(tiny_model_folder: Callable[..., Path]):
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder()).eval()
     assert open_ragged(model)[0] is not None
+
+
+@pytest.mark.parametrize(
+    "rotation",
+    [
+        {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+        {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0, 3.0, 2.0, 2.0],
+            "original_max_position_embeddings": 32,
+        },
+    ],
+)
+def test_a_long_text_does_not_move_a_short_one(
+    rotation: dict[str, Any], make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    from distill_eval.backends.transformers import model as loading
+    from distill_eval.schema.requests import GREEDY, GenerateRequest, ScoreRequest
+    from tests.backends.transformers.made import answers_of, naive_greedy, plain_logprob, run_plan
+
+    most = 32 if rotation["rope_type"] == "dynamic" else 128
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = llama(max_position_embeddings=most, rope_parameters=rotation).eval()
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: model)
+    backend = make_backend()
+    short, other, long = texts(17, 21, 70)
+    requests = [ScoreRequest(text, (4, 5, 6)) for text in (short, long, other)]
+    requests.append(ScoreRequest(short, long))
+    for request, answer in zip(requests, run_plan(backend, requests), strict=True):
+        assert answer.logprob == pytest.approx(plain_logprob(model, request)[0], abs=1e-4)
+    prompts = [GenerateRequest(text, 8, GREEDY) for text in (short, long, other)]
+    for request, answer in zip(prompts, answers_of(backend, prompts), strict=True):
+        assert list(answer.tokens) == naive_greedy(model, request.prompt, 8, backend.stop_tokens)
