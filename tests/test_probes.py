@@ -11,11 +11,11 @@ import torch
 
 from distill_eval.backends import open_backend
 from distill_eval.backends.transformers import backend as transformers_backend
-from distill_eval.backends.transformers import padded
+from distill_eval.backends.transformers import padded, ragged, slots
 from distill_eval.checkpoints import load_tokenizer, resolve_checkpoint
 from distill_eval.errors import BackendError
 from distill_eval.probes import run_probes
-from distill_eval.probes.texts import SHAPES, probe_texts
+from distill_eval.probes.texts import COMMON, SHAPES, probe_texts
 from distill_eval.probes.verdicts import FLOAT32_SHARE, judge_path, judge_rounding, kl_limits, measure
 from distill_eval.protocols.client import Client
 from distill_eval.render.probes import probe_notes, probe_warnings
@@ -25,7 +25,8 @@ from distill_eval.store import ResponseStore
 
 NAMES = [
     "run's dtype", "batched scoring", "token-by-token decode", "prefill and decode", "left-padded batch",
-    *(f"chunked prefill at {split}" for split in (1, 3, 63, 64, 65, 75)), "cache used again", "second run",
+    "shared prefix", *(f"chunked prefill at {split}" for split in (1, 3, 63, 64, 65, 75)), "cache used again",
+    "second run",
 ]  # fmt: skip
 
 
@@ -104,6 +105,46 @@ def test_ignored_padding_is_caught(client: Client, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(padded, "_forward", forward)
     assert named(run_probes(client), FAILED) == ["left-padded batch"]
+
+
+def test_slots_that_forget_are_caught(client: Client, monkeypatch: pytest.MonkeyPatch):
+    """By the probe's longer texts, where the short ones tried at loading were read well."""
+    client.backend._load()
+    real = slots.Slots._insert_keys
+
+    def insert(self: slots.Slots, first: int, segments: Sequence[ragged.Segment]) -> None:
+        real(self, first, segments)
+        for keys in self.keys.values():
+            keys[:, :, 20:] = 0.0
+
+    monkeypatch.setattr(slots.Slots, "_insert_keys", insert)
+    assert named(run_probes(client), FAILED) == ["shared prefix"]
+
+
+def test_a_shared_beginning_is_read_once(client: Client, monkeypatch: pytest.MonkeyPatch):
+    client.backend._load()
+    read: list[int] = []
+    real = ragged.RaggedModel.read
+
+    def counting(self: Any, jobs: Any, wanted: Any) -> Any:
+        read.extend(len(own) for _, own in jobs)
+        return real(self, jobs, wanted)
+
+    monkeypatch.setattr(ragged.RaggedModel, "read", counting)
+    run_probes(client)
+    texts = probe_texts(client.tokenizer, client.max_length)
+    assert sum(read) == sum(texts.shared_starts) - 2 * COMMON
+
+
+def test_models_that_are_padded_are_said_to_be(client: Client, monkeypatch: pytest.MonkeyPatch):
+    def refuse(self: Any, model: Any) -> None:
+        raise ragged.Unreadable("it is shy")
+
+    monkeypatch.setattr(ragged.RaggedModel, "__init__", refuse)
+    probes = {probe.name: probe for probe in run_probes(client)}
+    assert probes["shared prefix"].verdict == SKIPPED
+    assert probes["shared prefix"].detail == "the model is not read without padding: it is shy"
+    assert not named(probes.values(), FAILED)
 
 
 def test_rows_that_are_mixed_up_are_caught(client: Client, monkeypatch: pytest.MonkeyPatch):
@@ -222,9 +263,16 @@ def test_texts_fit_the_context():
     short = probe_texts(tokenizer(range(500)), 20)
     assert max(map(len, short.rows)) == 20
     assert short.splits == (1, 3, 19)
+    assert [len(row) for row in texts.shared_rows] == [76, COMMON + 31, COMMON + 13, 6]
+    assert [row[:COMMON] for row in texts.shared_rows[1:3]] == [texts.rows[0][:COMMON]] * 2
+    assert max(map(len, short.shared_rows)) == 20
     for length in (1, 2, 3, 5):
         tiny = probe_texts(tokenizer(range(500)), length)
         assert all(0 < start < len(row) for row, start in zip(tiny.rows, tiny.starts, strict=True))
+        assert all(
+            0 < start < len(row) <= max(2, length)
+            for row, start in zip(tiny.shared_rows, tiny.shared_starts, strict=True)
+        )
         assert tiny.splits[-1] == len(tiny.rows[0]) - 1
 
 

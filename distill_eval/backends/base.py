@@ -10,6 +10,7 @@ FORWARD = "forward"
 DECODE = "decode"
 CHUNKS = "chunks"
 REUSE = "reuse"
+SHARED = "shared"
 FLOAT32 = "float32"
 
 
@@ -67,6 +68,8 @@ class StepwiseBackend(Backend, Protocol):
         - ``CHUNKS``: each row alone, its first ``starts`` tokens in one call and the rest in a second.
         - ``REUSE``: two rows; the second (``starts`` is its own) as in ``DECODE``, on a cache that held the
           first and was reset.
+        - ``SHARED``: all rows together. What several of their first ``starts`` tokens begin with is read once,
+          nothing is padded, and the other tokens are steps, as scores and texts are made where that works.
         - ``FLOAT32``: each row alone as in ``FORWARD``, by a float32 copy of the checkpoint.
 
         Raises PathUnavailable where there is no such path or no memory for it, and whatever the model raises.

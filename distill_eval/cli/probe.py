@@ -65,9 +65,9 @@ def probe_command(
 ) -> int:
     """Check that a model's code computes the same model on every path.
 
-    Log-likelihoods come from one pass over a text, generations from a prefill and cached steps, both from padded
-    batches; servers also split prompts and use caches again. A bug in one of them looks like a weakness of the
-    model. This puts the same tokens through all of them and compares the logits.
+    Log-likelihoods come from one pass over a text, generations from a prefill and cached steps, both from shared
+    beginnings or padded batches; servers also split prompts and use caches again. A bug in one of them looks like a
+    weakness of the model. This puts the same tokens through all of them and compares the logits.
 
     - **run's dtype**: one pass, against the same pass by a float32 copy: what rounding costs
 
@@ -78,6 +78,8 @@ def probe_command(
     - **prefill and decode**: most of a text in one call, the rest in cached steps, against one pass
 
     - **left-padded batch**: the same in one batch padded on the left, rows leaving as they end, against each alone
+
+    - **shared prefix**: what texts begin with read once for all of them, their ends in steps, against each alone
 
     - **chunked prefill at N**: N tokens in one call, the rest in a second that goes on from its cache
 

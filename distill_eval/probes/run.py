@@ -1,8 +1,9 @@
 """Put the same tokens through every path and say where the model is not the same.
 
 Log-likelihoods come from one forward pass over whole texts, generations from a prefill and cached steps, and
-both from padded batches; serving engines cut prompts in two and use caches again. Where a model's code treats
-these differently (padding and cached state are where hybrid models break), part of a measured gap is a bug.
+both from shared beginnings or padded batches; serving engines cut prompts in two and use caches again. Where a
+model's code treats these differently (padding and cached state are where hybrid models break), part of a measured
+gap is a bug.
 A failed probe is reported, never fatal.
 """
 
@@ -20,6 +21,7 @@ from distill_eval.backends.base import (
     FLOAT32,
     FORWARD,
     REUSE,
+    SHARED,
     PathUnavailable,
     StepwiseBackend,
 )
@@ -33,7 +35,7 @@ from distill_eval.schema.probes import FAILED, PASSED, ROUNDING, SKIPPED, Differ
 from distill_eval.schema.requests import ScoreRequest
 from distill_eval.store import response_key
 
-REVISION = 3
+REVISION = 4
 
 MOST_FLOAT32_GIB = 4.0  # a comparison loads no larger float32 copy just to be probed
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -42,6 +44,7 @@ BATCH = "batched scoring"
 DECODING = "token-by-token decode"
 STEPS = "prefill and decode"
 PADDING = "left-padded batch"
+PREFIX = "shared prefix"
 REUSED = "cache used again"
 AGAIN = "second run"
 
@@ -132,6 +135,12 @@ def _checks(backend: Any, texts: ProbeTexts, unrounded: str) -> list[_Check]:
             raise PathUnavailable(f"there is nothing to compare with: '{STEPS}' failed")
         return kept[DECODE]
 
+    prefixed = texts.shared_rows, texts.shared_starts
+
+    def plain_prefixed() -> list[Any]:
+        whole = [backend.run_path(FORWARD, [row])[0] for row in texts.shared_rows]
+        return [logits[start - 1 :] for logits, start in zip(whole, texts.shared_starts, strict=True)]
+
     def chunked(split: int) -> _Check:
         return _Check(
             f"chunked prefill at {split}",
@@ -152,6 +161,7 @@ def _checks(backend: Any, texts: ProbeTexts, unrounded: str) -> list[_Check]:
             lambda: [row[start - 1 :] for row, start in zip(plain(), starts, strict=True)],
         ),
         _Check(PADDING, True, lambda: backend.run_path(DECODE, rows, starts), stepwise),
+        _Check(PREFIX, True, lambda: backend.run_path(SHARED, *prefixed), plain_prefixed),
         *(chunked(split) for split in texts.splits),
         _Check(
             REUSED, False, lambda: backend.run_path(REUSE, rows[:2], starts[1:2]), lambda: stepwise()[1:2]

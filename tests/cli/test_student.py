@@ -49,17 +49,23 @@ def make_student(
 
 
 @pytest.fixture
-def failed(command: Callable, tmp_path: Path) -> Callable[..., set[str]]:
-    """Run ``distill-eval probe`` and return the names of the probes that failed."""
+def verdicts(command: Callable, tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Run ``distill-eval probe`` and return each probe's verdict."""
 
-    def run(folder: Path, *flags: str) -> set[str]:
+    def run(folder: Path, *flags: str) -> dict[str, str]:
         result = command("probe", folder, "--cache-dir", tmp_path, "--device", "cpu", "--json", *flags)
         [found] = json.loads(result.out)["checkpoints"]
-        names = {probe["name"] for probe in found["probes"] if probe["verdict"] == "failed"}
-        assert result.code == (1 if names else 0)
-        return names
+        verdicts = {probe["name"]: probe["verdict"] for probe in found["probes"]}
+        assert result.code == (1 if "failed" in verdicts.values() else 0)
+        return verdicts
 
     return run
+
+
+@pytest.fixture
+def failed(verdicts: Callable[..., dict[str, str]]) -> Callable[..., set[str]]:
+    """Run ``distill-eval probe`` and return the names of the probes that failed."""
+    return lambda *arguments: {name for name, verdict in verdicts(*arguments).items() if verdict == "failed"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -67,8 +73,10 @@ def failed(command: Callable, tmp_path: Path) -> Callable[..., set[str]]:
     ("mixer", "layers"),
     [("kda", "1,3"), ("mamba2", "1,3"), ("gated_deltanet", "1,3"), ("kda", ""), ("kda", "2")],
 )
-def test_sound_students_pass(make_student, failed, mixer: str, layers: str, dtype: str) -> None:
-    assert failed(make_student(mixer, layers), "--dtype", dtype) == set()
+def test_sound_students_pass(make_student, verdicts, mixer: str, layers: str, dtype: str) -> None:
+    found = verdicts(make_student(mixer, layers), "--dtype", dtype)
+    assert "failed" not in found.values()
+    assert found["shared prefix"] == "passed"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from distill_eval.backends.base import FLOAT32, PathUnavailable
+from distill_eval.backends.base import FLOAT32, SHARED, PathUnavailable
 from distill_eval.backends.transformers import (
     cached,
     decoding,
@@ -285,7 +285,12 @@ class TransformersBackend:
         try:
             if path == FLOAT32:
                 return self._run_float32(rows)
-            return paths.PATHS[path](self._load()[0], rows, starts)
+            loaded, _ = self._load()
+            if path == SHARED:
+                if self._ragged is None:
+                    raise PathUnavailable(f"the model is not read without padding: {self._why_not_ragged}")
+                return paths.shared(self._ragged, rows, starts)
+            return paths.PATHS[path](loaded, rows, starts)
         except Exception as error:
             if not model.is_out_of_memory(error):
                 raise

@@ -1,11 +1,12 @@
 """The ways token ids can take through a model, for the parity probes.
 
-They are those of scoring and of generation (``padded.forward_rows``, ``prefill``, ``advance``,
-``drop_rows``) with given tokens in the place of drawn ones, plus two that other software takes: a prefill
-in two calls, and a cache that is reset and used again.
+They are those of scoring and of generation (``RaggedModel.read`` and slots, or ``padded.forward_rows``,
+``prefill``, ``advance`` and ``drop_rows``) with given tokens in the place of drawn ones, plus two that other
+software takes: a prefill in two calls, and a cache that is reset and used again.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from transformers.cache_utils import DynamicLayer
 
 from distill_eval.backends.base import CHUNKS, DECODE, FORWARD, REUSE, PathUnavailable
 from distill_eval.backends.transformers import padded
+from distill_eval.backends.transformers.prefixes import share_prefixes
+from distill_eval.backends.transformers.ragged import RaggedModel, Segment
+from distill_eval.backends.transformers.slots import make_slots
 
 Rows = Sequence[Sequence[int]]
 
@@ -80,6 +84,43 @@ def reuse(model, rows: Rows, starts: Sequence[int]) -> list[torch.Tensor]:
         if isinstance(layer, DynamicLayer) and keys is not None and keys.numel():
             raise PathUnavailable("this transformers' reset() does not empty a cache that grows")
     return decode(model, [row], starts, cache)
+
+
+@torch.inference_mode()
+def shared(ragged: RaggedModel, rows: Rows, starts: Sequence[int]) -> list[torch.Tensor]:
+    """What the first ``starts`` tokens of several rows begin with read once, then steps in slots; rows go as they end.
+
+    Returns logits [T - start + 1, V] of each row, the first of them those of the last token before the steps.
+    """
+    heads = [tuple(row[:start]) for row, start in zip(rows, starts, strict=True)]
+    distinct = sorted(set(heads))
+    tree = share_prefixes(distinct)
+    segments: dict[int, Segment] = {}  # by node, as the logits after its last token
+    ends: dict[int, torch.Tensor] = {}
+    for level in tree.levels():
+        jobs = []
+        for index in level:
+            node = tree.nodes[index]
+            parent = None if node.parent is None else segments[node.parent]
+            jobs.append((parent, distinct[node.row][node.start : node.end]))
+        last = list(accumulate(len(own) for _, own in jobs))
+        read, output = ragged.read(jobs, [end - 1 for end in last])
+        segments |= zip(level, read, strict=True)
+        ends |= zip(level, ragged.logits(output).float(), strict=True)
+    leaves = [tree.leaves[distinct.index(head)] for head in heads]
+    found = [[ends[leaf]] for leaf in leaves]
+    slots = make_slots(ragged, len(rows), max(map(len, rows)))
+    slots.insert([segments[leaf] for leaf in leaves])
+    active = list(range(len(rows)))  # rows by slot
+    for step in range(max(len(row) - start for row, start in zip(rows, starts, strict=True))):
+        ended = [slot for slot, row in enumerate(active) if starts[row] + step == len(rows[row])]
+        for source, target in slots.drop(ended):
+            active[target] = active[source]
+        del active[slots.num_active :]
+        tokens = torch.tensor([rows[row][starts[row] + step] for row in active], device=ragged.device)
+        for row, logits in zip(active, slots.forward(tokens).float(), strict=True):
+            found[row].append(logits)
+    return [torch.stack(row) for row in found]
 
 
 PATHS = {FORWARD: forward, DECODE: decode, CHUNKS: chunks, REUSE: reuse}
