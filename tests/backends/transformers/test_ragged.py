@@ -302,7 +302,8 @@ def test_a_long_text_does_not_move_a_short_one(
     requests = [ScoreRequest(text, (4, 5, 6)) for text in (short, long, other)]
     requests.append(ScoreRequest(short, long))
     for request, answer in zip(requests, run_plan(backend, requests), strict=True):
-        # The last token is not read, and here the number of tokens read matters.
+        if rotation["rope_type"] == "dynamic" and len(row_tokens(request)) > most:
+            continue  # transformers keeps the rotation of the longest text it ever saw
         logits = alone(model, row_tokens(request))[-len(request.continuation) :].log_softmax(-1)
         expected = logits[range(len(request.continuation)), list(request.continuation)].sum()
         assert answer.logprob == pytest.approx(float(expected), abs=1e-4)
