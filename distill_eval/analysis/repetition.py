@@ -29,6 +29,7 @@ def has_loop(text: str, *, ended: bool = False) -> bool:
     A text that ended by itself (``ended``) got out of its loop: there half of it, or two thirds of its runs, must
     be repetition.
     """
+    # --stop-loops stops where this says so: a change that moves it raises the transformers backend's REVISION.
     text = text[-_TAIL:].rstrip()
     if len(text) < _MIN_LENGTH:
         return False

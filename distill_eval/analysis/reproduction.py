@@ -235,6 +235,10 @@ def _decoding_differences(setup: PublishedSetup, options: Mapping[str, Any]) -> 
         found.append(
             f"Generation seeds {', '.join(seeds)} here, a mean over seeds {', '.join(setup.seeds)} in the paper."
         )
+    if options.get("stop_loops"):
+        found.append(
+            "Answers that fell into a repetition loop were stopped there here; the paper speaks of no such stop."
+        )
     if options["attention"] != setup.attention:
         found.append(f"Attention by {options['attention']} here, {setup.attention} in the paper.")
     return found

@@ -13,6 +13,7 @@ BACKENDS = {
     "vllm": "distill_eval.backends.vllm.replicas:open_vllm",
     "fake": "distill_eval.backends.fake:FakeBackend",
 }
+STOPS_LOOPS = ("transformers",)  # backends that see every token before they make the next
 
 
 def open_backend(options: RunOptions, checkpoint: Checkpoint, tokenizer=None) -> Backend:
@@ -25,6 +26,10 @@ def open_backend(options: RunOptions, checkpoint: Checkpoint, tokenizer=None) ->
     if where is None:
         raise OptionError(
             f"--backend: unknown backend '{options.backend}'{did_you_mean(options.backend, BACKENDS)}"
+        )
+    if options.stop_loops and options.backend not in STOPS_LOOPS:
+        raise OptionError(
+            f"--stop-loops: the {options.backend} backend cannot stop in a loop; {', '.join(STOPS_LOOPS)} can"
         )
     module, attribute = where.split(":")
     return getattr(importlib.import_module(module), attribute)(options, checkpoint, tokenizer)

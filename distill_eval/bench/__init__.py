@@ -7,11 +7,11 @@ from distill_eval.bench import agreement
 from distill_eval.bench.base import Engine, Generated
 from distill_eval.bench.engines import engine_names, make_engine, version, why_missing
 from distill_eval.bench.own import OwnBackend
-from distill_eval.bench.race import Report, race
 from distill_eval.bench.references import LmEvalHF
+from distill_eval.bench.timing import Report, race
 from distill_eval.bench.workload import Workload, load_workload
 from distill_eval.checkpoints import load_tokenizer
-from distill_eval.errors import OptionError, did_you_mean
+from distill_eval.errors import OptionError, UserError, did_you_mean
 from distill_eval.provenance import hardware, stamp
 from distill_eval.runs import plain
 from distill_eval.schema.bench import GENERATE, SCORE, BenchResult, EngineResult, Speed
@@ -95,12 +95,17 @@ class _Session:
         self._engines: dict[str, Engine] = {}
         for name in names:
             missing = why_missing(name)
+            if not missing:
+                try:
+                    self._engines[name] = make_engine(
+                        name, checkpoint, tokenizer, options, self.device, self.dtype
+                    )
+                except UserError as error:
+                    if not self._engines:
+                        raise
+                    missing = str(error)
             if missing:
                 self._not_run[name][""] = missing
-            else:
-                self._engines[name] = make_engine(
-                    name, checkpoint, tokenizer, options, self.device, self.dtype
-                )
         first = next(iter(self._engines.values()), None)
         if not isinstance(first, OwnBackend):
             raise OptionError(

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+from dataclasses import replace
 from typing import Any
 
 from distill_eval.backends import BACKENDS
@@ -28,6 +29,8 @@ def make_engine(
     """Return the engine called ``name``, nothing loaded; ``device`` and ``dtype`` are what ``auto`` stands for."""
     if name in REFERENCES:
         return REFERENCES[name](checkpoint, tokenizer, options, device, dtype)
+    given = options.backend_options if name == "vllm" else ()
+    options = replace(options, backend=name, backend_options=given)
     return OwnBackend(name, PACKAGES.get(name, "distill-eval"), checkpoint, tokenizer, options)
 
 

@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill_eval.cli.options import split_names
+from distill_eval.cli.options import (
+    RISK,
+    WHAT,
+    AsJson,
+    Attention,
+    BackendOption,
+    DataDir,
+    Device,
+    Dtype,
+    TasksDir,
+    cache_dir_option,
+    limit_option,
+    parse_backend_options,
+    split_names,
+)
 from distill_eval.errors import OptionError, OutputError
 from distill_eval.schema.requests import GREEDY
 from distill_eval.schema.run import RunOptions
@@ -32,55 +46,44 @@ def bench_command(
         str | None,
         typer.Option(
             help="Tasks to take items of, separated by commas. Default: the demo suite, which needs no data.",
+            rich_help_panel=WHAT,
             show_default=False,
         ),
     ] = None,
-    items: Annotated[int, typer.Option(help="Items a task.")] = 4,
-    new_tokens: Annotated[int, typer.Option(help="Most new tokens of a generated text.")] = 32,
-    repeats: Annotated[int, typer.Option(help="Timed runs of each engine, in turn; the median counts.")] = 3,
+    items: Annotated[int, limit_option("Items a task.", WHAT)] = 4,
+    new_tokens: Annotated[int, limit_option("Most new tokens of a generated text.", WHAT)] = 32,
+    repeats: Annotated[int, limit_option("Timed runs of each engine, in turn; the median counts.", WHAT)] = 3,
     backend: Annotated[
         str | None,
         typer.Option(
             help="Engines, separated by commas, one of this project's backends first: transformers, vllm, lm-eval, "
             "evalscope, generate (transformers' own). Default: all there are.",
+            rich_help_panel=WHAT,
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16 or float16."
-        ),
-    ] = "auto",
-    attention: Annotated[str, typer.Option(help="Attention implementation: sdpa, eager, ...")] = "sdpa",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Mirror of benchmark data. Default: $DISTILL_EVAL_DATA, else the hub.", show_default=False
-        ),
-    ] = None,
-    tasks_dir: Annotated[
-        list[Path] | None, typer.Option(help="Folder with task files of your own.", show_default=False)
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = "sdpa",
+    backend_option: BackendOption = None,
+    data_dir: DataDir = None,
+    tasks_dir: TasksDir = None,
     cache_dir: Annotated[
         Path | None,
-        typer.Option(
-            envvar="DISTILL_EVAL_CACHE",
-            help="Converted and fetched checkpoints; no answer is stored. Default: ~/.cache/distill-eval.",
-            show_default=False,
+        cache_dir_option(
+            "Converted and fetched checkpoints; no answer is stored. Default: ~/.cache/distill-eval."
         ),
     ] = None,
     trust_remote_code: Annotated[
         list[str] | None,
-        typer.Option(help="Label of a checkpoint that may run code of its own.", metavar="LABEL"),
+        typer.Option(
+            help="Label of a checkpoint that may run code of its own.", metavar="LABEL", rich_help_panel=RISK
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for bench.json and bench.md.", show_default=False)
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON; no table, no bars.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Time every engine on the same items, and check that they say the same.
 
@@ -98,13 +101,11 @@ def bench_command(
     """
     if not checkpoint:
         raise OptionError("bench-backends needs a checkpoint: distill-eval bench-backends demo:smollm2")
-    for name, value in (("--items", items), ("--new-tokens", new_tokens), ("--repeats", repeats)):
-        if value < 1:
-            raise OptionError(f"{name} must be at least 1, got {value}")
     options = RunOptions(
         device=device,
         dtype=dtype,
         attention=attention,
+        backend_options=parse_backend_options("vllm", backend_option),
         sampling=GREEDY,
         seeds=(0,),
         max_new_tokens=new_tokens,

@@ -33,6 +33,7 @@ from distill_eval.cli.options import (
     Dtype,
     LimitSeed,
     MaxMemory,
+    StopLoops,
     TasksDir,
     limit_option,
     parse_arms,
@@ -112,6 +113,7 @@ def compare_command(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer, in tokens. Default: 1024.", rich_help_panel=HOW)
     ] = None,
+    stop_loops: StopLoops = False,
     apply_chat_template: Annotated[
         bool,
         typer.Option(
@@ -212,6 +214,7 @@ def compare_command(
         arms=parse_arms(arms),
         sampling=sampling,
         max_new_tokens=parse_max_new_tokens(max_new_tokens, defaults),
+        stop_loops=stop_loops,
         apply_chat_template=apply_chat_template,
         system_prompt=system_prompt,
         backend=backend,

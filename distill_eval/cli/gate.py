@@ -92,6 +92,14 @@ def gate_command(
             show_default=False,
         ),
     ] = None,
+    stop_loops: Annotated[
+        bool,
+        typer.Option(
+            "--stop-loops",
+            help="End its answers that fall into a repetition loop.",
+            rich_help_panel=SEQUENTIAL,
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the candidate's run.", rich_help_panel=WHERE)] = Path(
         "runs/gate"
     ),
@@ -153,7 +161,13 @@ def gate_command(
     on_github = os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github
     try:
         asked = read_policy(policy)
-        further = {"--suite": suite, "--tasks": tasks, "--limit": limit, "--greedy": greedy}
+        further = {
+            "--suite": suite,
+            "--tasks": tasks,
+            "--limit": limit,
+            "--greedy": greedy,
+            "--stop-loops": stop_loops or None,
+        }
         given = [name for name, value in further.items() if value is not None]
         if given and (not sequential or names_run(baseline)):
             raise OptionError(f"{given[0]} is for a --baseline that is a checkpoint, with --sequential")
@@ -170,7 +184,7 @@ def gate_command(
         )
         if sequential and not names_run(baseline):
             names = split_names(tasks) if suite or tasks else asked.tasks
-            evaluation = _with_tasks(evaluation, suite, names, limit, greedy)
+            evaluation = _with_tasks(evaluation, suite, names, limit, greedy, stop_loops)
         # Stored runs are decided at once: bars are for models.
         with ProgressBars(quiet=as_json or names_run(candidate)) as bars:
             decide = run_gate
@@ -196,6 +210,7 @@ def _with_tasks(
     names: tuple[str, ...],
     limit: int | None,
     greedy: bool | None,
+    stop_loops: bool,
 ) -> "Evaluation":
     """Say what to evaluate a baseline on that is a checkpoint: flags first, then the suite's own settings."""
     from distill_eval.catalog import load_catalog, select_tasks
@@ -208,7 +223,8 @@ def _with_tasks(
         )
     catalog = load_catalog(evaluation.tasks_dirs)
     chosen = select_tasks(catalog, suite=suite, names=names)
-    defaults, options = catalog.suites[suite] if suite else None, RunOptions(limit=limit)
+    defaults = catalog.suites[suite] if suite else None
+    options = RunOptions(limit=limit, stop_loops=stop_loops)
     if defaults is not None:
         options = replace(
             options,

@@ -101,6 +101,14 @@ BackendOption = Annotated[
         show_default=False,
     ),
 ]
+StopLoops = Annotated[
+    bool,
+    typer.Option(
+        "--stop-loops",
+        help="End an answer that has fallen into a repetition loop; recorded, and no cached answer is shared.",
+        rich_help_panel=HOW,
+    ),
+]
 MaxMemory = Annotated[str | None, max_memory_option("what is free.")]
 DataDir = Annotated[Path | None, data_dir_option("; nothing is fetched then.")]
 TasksDir = Annotated[list[Path] | None, tasks_dir_option()]

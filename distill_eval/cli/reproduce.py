@@ -32,6 +32,7 @@ from distill_eval.cli.options import (
     Dtype,
     LimitSeed,
     MaxMemory,
+    StopLoops,
     TasksDir,
     limit_option,
     parse_backend_options,
@@ -128,6 +129,7 @@ def reproduce_command(
     max_new_tokens: Annotated[
         int, typer.Option(help="Longest answer, in tokens.", min=1, rich_help_panel=HOW)
     ] = RunOptions().max_new_tokens,
+    stop_loops: StopLoops = False,
     backend: Backend = "transformers",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -193,6 +195,7 @@ def reproduce_command(
             seeds=parse_seeds(seeds, None),
             sampling=parse_sampling(greedy, None, None, None, None),
             max_new_tokens=max_new_tokens,
+            stop_loops=stop_loops,
             backend=backend,
             device=device,
             dtype=dtype,

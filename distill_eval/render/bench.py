@@ -79,9 +79,11 @@ def _cells(result: BenchResult, engine: EngineResult, job: str, on_gpu: bool) ->
 
 
 def _notes(result: BenchResult, jobs: list[str], on_gpu: bool) -> list[str]:
+    requests = f"{result.num_score_requests} log-likelihood requests"
+    texts = f"{result.num_texts} greedy texts of at most {result.max_new_tokens} tokens"
     notes = [
-        f"{result.num_items} items of {', '.join(result.tasks)}: {result.num_score_requests} log-likelihood requests,"
-        f" {result.num_texts} greedy texts of at most {result.max_new_tokens} tokens",
+        f"{result.num_items} items of {', '.join(result.tasks)}: "
+        + ", ".join([requests] * bool(result.num_score_requests) + [texts] * bool(result.num_texts)),
         "time: relative to the first engine; tokenising counts, loading does not; differ: greedy flags and chosen"
         " answers, or texts (of which near-ties)"
         + ("; GiB: allocated during the work, weights not counted" if on_gpu else ""),

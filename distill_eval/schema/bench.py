@@ -10,15 +10,17 @@ JOBS = (SCORE, GENERATE)
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One engine on one job. ``seconds``: each timed run, in order; loading and warm-up are in none of them.
+    """One engine on one job.
 
-    ``amount``: requests scored or new tokens made (each text's up to and with its end token) in one run.
-    ``batch_size``: 0 where the engine cuts batches itself; ``searched``: seconds by batch size on the
-    ``search_size`` first looks at which size is best. ``working_gib``: the most a run allocated on the GPU beyond
-    what lay there before it, None elsewhere.
+    ``seconds``: each timed run, in order; loading and warm-up are in none of them. ``cpu_seconds``: the processor's
+    time of each, all threads, which other work on the machine changes less. ``amount``: requests scored or new
+    tokens made (each text's up to and with its end token) in one run. ``batch_size``: 0 where the engine cuts batches
+    itself; ``searched``: seconds by batch size on the ``search_size`` items that chose it.
+    ``working_gib``: the most a run allocated on the GPU beyond what lay there before it, None elsewhere.
     """
 
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
     amount: int
     num_requests: int
     batch_size: int = 0

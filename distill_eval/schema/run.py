@@ -17,7 +17,8 @@ class RunOptions:
     ``endpoint``: where servers are, for the ``openai`` backend. ``backend_options``: names and values handed through
     to the backend's engine.
     ``arms``: bridging arms (schema/records.py) to run on the tasks that have them. ``max_memory_gib``: most memory of
-    the device, weights included (None: what is free).
+    the device, weights included (None: what is free). ``stop_loops``: end a generation that has fallen into a
+    repetition loop (transformers backend).
     """
 
     limit: int | None = None
@@ -26,6 +27,7 @@ class RunOptions:
     arms: tuple[str, ...] = (LETTERS,)
     sampling: Sampling = field(default_factory=Sampling)
     max_new_tokens: int = 1024
+    stop_loops: bool = False
     apply_chat_template: bool = False
     system_prompt: str | None = None
     chat_template: str | None = None

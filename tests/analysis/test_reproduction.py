@@ -184,7 +184,7 @@ def test_every_difference_is_said(facts):
     options = facts["options"]
     options |= {
         "limit": 20, "seeds": [42], "max_new_tokens": 16, "attention": "eager", "apply_chat_template": True,
-        "system_prompt": "Be brief.",
+        "system_prompt": "Be brief.", "stop_loops": True,
     }  # fmt: skip
     options["sampling"] |= {"temperature": 0.0, "top_k": 0}
     facts["tasks"][0] |= {"num_selected": 20, "generative": {"num_fewshot": 5}}
@@ -196,6 +196,7 @@ def test_every_difference_is_said(facts):
         "top_k 0 here, 20 in the paper.",
         "At most 16 new tokens here, 1024 in the paper.",
         "Generation seeds 42 here, a mean over seeds 1, 2, 3 in the paper.",
+        "Answers that fell into a repetition loop were stopped there here; the paper speaks of no such stop.",
         "Attention by eager here, sdpa in the paper.",
         "A random sample of 20 items a task (seed 0) of GSM8K; the paper used every item.",
         "Log-likelihood prompts are in the chat template here; lm-eval's default is without.",

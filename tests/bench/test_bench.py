@@ -1,12 +1,14 @@
 """Every engine on the same items: all agree, a wrong one is found, a broken one gets its reason."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distill_eval import backends
+from distill_eval.backends.fake import FakeBackend
 from distill_eval.backends.transformers.backend import TransformersBackend
 from distill_eval.bench import engines, figures, load_workload, references, run_bench
 from distill_eval.bench.references import until_end
@@ -158,6 +160,33 @@ def test_what_is_not_installed_is_listed(
     result = bench(checkpoint, workload, "transformers", "vllm")
     assert result.engines[1].not_run == {"": "no_such_package is not installed"}
     assert "not run: vllm: no_such_package is not installed" in bench_table(result).notes
+
+
+def test_every_backend_is_asked_for_by_its_own_name(
+    checkpoint: Checkpoint, workload: Workload, monkeypatch: pytest.MonkeyPatch
+):
+    """A second backend runs alone, with what is meant for it; one that refuses its options is listed."""
+    monkeypatch.setitem(backends.BACKENDS, "vllm", "distill_eval.backends.fake:FakeBackend")
+    monkeypatch.setattr(engines, "PACKAGES", {})
+    made = []
+    real = FakeBackend.__init__
+    monkeypatch.setattr(
+        FakeBackend, "__init__", lambda self, *given: (made.append(given[0]), real(self, *given))[1]
+    )
+    options = replace(OPTIONS, backend_options=(("dtype", "half"),))
+    result = run_bench(checkpoint, workload, options, engines=("transformers", "vllm"), repeats=1)
+    assert [(each.backend, each.backend_options) for each in made] == [("vllm", options.backend_options)]
+    assert set(result.engines[1].speeds) == {SCORE, GENERATE}
+    assert not result.agreed
+
+    def refuse(self: Any, *_: Any) -> None:
+        raise OptionError("no such device")
+
+    monkeypatch.setattr(FakeBackend, "__init__", refuse)
+    result = bench(checkpoint, workload, "transformers", "vllm")
+    assert result.engines[1].not_run == {"": "no such device"}
+    with pytest.raises(OptionError, match="no such device"):
+        bench(checkpoint, workload, "vllm", "transformers")
 
 
 def test_bad_names_are_refused(checkpoint: Checkpoint, workload: Workload):

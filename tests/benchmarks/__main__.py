@@ -14,10 +14,12 @@ DEMO = ("demo:smollm2", "demo:smollm2-3bit")
 RUNS = {
     "analysis_speed": (),
     "simulations": ("--simulations", "200"),
+    "scoring_memory": ("--items", "50,100", "--choices", "2,8"),
     "ops_cpu": ("--tokens", "512", "--runs", "3"),
     "gate_error_rates": ("--simulations", "100"),
     "sequential_gate": ("--simulations", "500"),
     "same_as_teacher": (DEMO[0], "--max-new-tokens", "16"),
+    "same_draws": (DEMO[0], "--prompts", "4", "--new-tokens", "8"),
     "student_speed": (
         "--size",
         "tiny",
@@ -33,6 +35,8 @@ RUNS = {
     "kill_and_resume": (*DEMO, "--kills", "2", "--run", "--suite demo --limit 2"),
 }
 RUNS_ON_DATA = {
+    "scoring_speed": (DEMO[0], "--items", "10", "--repeats", "1", "--search-items", "4"),
+    "generation_speed": (DEMO[0], "--parts", "evalscope", "--items", "8", "--new-tokens", "16"),
     "overhead": (DEMO[0], "--tasks", "arc_easy,piqa", "--limit", "25", "--max-new-tokens", "16"),
     "same_scores_lmeval": (DEMO[0], "--items", "10", "--tasks", "arc_easy,lambada_openai"),
     "same_outputs_evalscope": (DEMO[0], "--items", "2", "--tasks", "arc_challenge", "--max-new-tokens", "32"),

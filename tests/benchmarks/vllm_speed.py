@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=512)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--parts", default=",".join(PARTS), help=", ".join(PARTS))
+    parser.add_argument("--batch-size", type=int, help="for ours; default: vLLM's")
     parser.add_argument("--backend-option", action="append", default=[], help="for ours, KEY=VALUE")
     parser.add_argument("--raw-option", type=json.loads, default={}, help="for raw: LLM's arguments as JSON")
     parser.add_argument("--out", type=Path)
@@ -186,6 +187,7 @@ def run_ours(arguments: argparse.Namespace, requests: list[Any]) -> dict[str, An
     options = RunOptions(
         backend="vllm",
         dtype=arguments.dtype,
+        batch_size=arguments.batch_size,
         backend_options=parse_backend_options("vllm", arguments.backend_option),
     )
     backend = open_backend(options, checkpoint)

@@ -91,6 +91,17 @@ def test_more_seeds(world, baseline: Path, tasks: Path) -> None:
     assert found == {"decoding": ["seeds is [42] in the baseline, [42, 43] in the candidate"]}
 
 
+def test_stopping_in_loops(baseline: Path, change_provenance, tmp_path: Path) -> None:
+    """A run from before there was the option did not stop, which is no difference."""
+    before, stopped = (shutil.copytree(baseline, tmp_path / name) for name in ("before", "stopped"))
+    change_provenance(before, lambda facts: facts["options"].pop("stop_loops"))
+    change_provenance(stopped, lambda facts: facts["options"].update(stop_loops=True))
+    assert refusals(before, baseline) == {}
+    assert refusals(baseline, stopped) == {
+        "decoding": ["stop_loops is False in the baseline, True in the candidate"]
+    }
+
+
 @pytest.mark.parametrize(
     ("options", "subject", "words"),
     [

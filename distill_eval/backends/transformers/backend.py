@@ -17,12 +17,14 @@ from distill_eval.backends.transformers import (
     opening,
     padded,
     paths,
+    refusals,
     scoring,
 )
 from distill_eval.backends.transformers.costs import Costs, estimate_costs, measure_costs
-from distill_eval.backends.transformers.ragged import RaggedModel
+from distill_eval.backends.transformers.ragged import RaggedModel, steady_positions
+from distill_eval.backends.transformers.repetition import SETTINGS
 from distill_eval.backends.transformers.stopping import full_decoder, part_decoder
-from distill_eval.checkpoints.architectures import architecture_numerics, first_line
+from distill_eval.checkpoints.architectures import architecture_numerics
 from distill_eval.errors import BackendError, OptionError
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.requests import GenerateRequest, GenerateResponse, ScoreRequest, ScoreResponse
@@ -57,6 +59,11 @@ class TransformersBackend:
         self._notes: list[str] = []
         self._kind = self.device.partition(":")[0]
         self._batch_size = options.batch_size
+        self._stop_loops = options.stop_loops
+        if self._stop_loops:
+            self._notes.append(
+                f"{checkpoint.label}: a text that fell into a repetition loop was stopped there (--stop-loops)"
+            )
         memory.check_max_memory(options.max_memory_gib)
         self._max_memory = options.max_memory_gib
         self._costs: Costs | None = None  # measured once the model is loaded
@@ -79,6 +86,7 @@ class TransformersBackend:
             "dtype": self.dtype,
             "attention": self.attention,
             "stop_tokens": ",".join(map(str, sorted(self.stop_tokens))),
+            **({"stop_loops": SETTINGS} if self._stop_loops else {}),
             **self._architecture,
         }
 
@@ -94,14 +102,7 @@ class TransformersBackend:
 
     def score(self, batch: Sequence[ScoreRequest]) -> list[ScoreResponse]:
         for request in batch:
-            if not request.context or not request.continuation:
-                raise BackendError(f"{self._where()}: a log-likelihood needs a context and a continuation")
-            length = len(request.context) + len(request.continuation) - 1
-            if length > (self.checkpoint.max_positions or length):
-                raise BackendError(
-                    f"{self._where()}: a text of {length} tokens exceeds the checkpoint's"
-                    f" {self.checkpoint.max_positions} positions; it must be cut before it is scored"
-                )
+            refusals.check_scored(self._where(), request, self.checkpoint.max_positions)
         if not batch:
             return []
         self._check_vocabulary(max(max(*request.context, *request.continuation) for request in batch))
@@ -113,13 +114,13 @@ class TransformersBackend:
             inputs = {scoring.row_tokens(request) for request in requests}
             size = sum(map(len, inputs))
             if not self._fits(requests, len(inputs), size):
-                todo += _halves_by_input(part, batch)
+                todo += scoring.halve_batch(part, batch)
                 continue
             try:
                 answers = self._score(requests)
             except Exception as error:
                 if not model.is_out_of_memory(error):
-                    raise self._explain(error) from error
+                    raise refusals.explain(self._where(), error) from error
                 answers = None  # handled outside, where the traceback no longer holds the tensors
             if answers is None:
                 self._score_limit = self._halve("scoring", len(inputs), size)
@@ -132,7 +133,8 @@ class TransformersBackend:
     def _score(self, requests: Sequence[ScoreRequest]) -> list[ScoreResponse]:
         self._load()
         budget = self._scoring_budget()
-        if self._cached is not None:
+        longest = max(len(scoring.row_tokens(request)) for request in requests)
+        if self._cached is not None and not self._moves_others(longest):
             return cached.score_batch(self._cached, requests, self._plan_cached(requests), self._score_alone)
         if self._ragged is None:
             return self._score_alone(requests)
@@ -145,9 +147,16 @@ class TransformersBackend:
         loaded, costs = self._load()
         # Here every position has its logits.
         each = costs.per_token + costs.per_logits
-        room = max(0, memory.usable_memory(self.device, self._max_memory) - costs.per_pass) // each
+        room = memory.usable_memory(self.device, self._max_memory) // each
         max_tokens, max_rows = self._score_batch(requests)
+        if self._moves_others(max(len(scoring.row_tokens(request)) for request in requests)):
+            max_rows = 1
         return padded.score_rows(loaded, requests, max_tokens=min(max_tokens, room), max_rows=max_rows)
+
+    def _moves_others(self, length: int) -> bool:
+        """Whether a text of ``length`` tokens would change the numbers of others in its batch."""
+        steady = steady_positions(self._load()[0].config.get_text_config())
+        return steady is not None and length > steady
 
     def _plan_cached(self, requests: Sequence[ScoreRequest]) -> memory.CachedBudget:
         max_tokens, max_rows = self._score_batch(requests)
@@ -177,15 +186,15 @@ class TransformersBackend:
             num_states=num_inputs,
             width=longest,
         )
+        if self._ragged is not None:
+            needed += self._ragged.gathered_bytes(size, costs.cache.growth)
         usable = memory.usable_memory(self.device, self._max_memory)
         if needed <= usable:
             return True
         if num_inputs > 1:
             return False
         what = f"to score a text of {longest} tokens"
-        raise memory.not_enough_memory(
-            self._where(), what, needed, usable, self.device, costs, self._max_memory
-        )
+        raise memory.not_enough_memory(self._where(), what, needed, usable, self.device, self._max_memory)
 
     def _scoring_budget(self) -> memory.ScoringBudget:
         if self._budget is None:
@@ -205,7 +214,9 @@ class TransformersBackend:
             if not request.prompt or request.max_new_tokens < 1:
                 raise BackendError(f"{self._where()}: a generation needs a prompt and at least one new token")
         if requests:  # else nothing to load the model for
-            self._check_positions(max(requests, key=decoding.generated_width))
+            refusals.check_generated_length(
+                self._where(), max(requests, key=decoding.generated_width), self.checkpoint.max_positions
+            )
             self._check_vocabulary(max(max(request.prompt) for request in requests))
         remaining = set(range(len(requests)))
         while remaining:
@@ -218,7 +229,7 @@ class TransformersBackend:
                         yield index, response
                 except Exception as error:
                     if not model.is_out_of_memory(error):
-                        raise self._explain(error) from error
+                        raise refusals.explain(self._where(), error) from error
                     out_of_memory = rows, rows * width
                 if out_of_memory:
                     break
@@ -242,13 +253,19 @@ class TransformersBackend:
                 max_memory_gib=self._max_memory,
                 most_slots=self._batch_size,
             )
+            if self._moves_others(decoding.generated_width(todo[wave[0]])):
+                budget = replace(budget, num_slots=1)
             if self._generate_limit is not None:
                 most = max(1, self._generate_limit // budget.capacity)
                 budget = replace(budget, num_slots=min(budget.num_slots, most))
             if self._ragged is not None:
-                ending = decoding.Ending(self.stop_tokens, full_decoder(tokenizer), part_decoder(tokenizer))
+                ending = decoding.Ending(
+                    self.stop_tokens, full_decoder(tokenizer), part_decoder(tokenizer), self._stop_loops
+                )
                 stream = decoding.generate_wave(self._ragged, todo, wave, ending, budget)
                 yield left, budget.num_slots, budget.capacity, stream
+                if self._ragged is not None and self._ragged.unrecordable:
+                    self._note_once(f"decoded without CUDA graphs: {self._ragged.unrecordable}")
                 continue
             for start in range(0, len(wave), budget.num_slots):
                 part = wave[start : start + budget.num_slots]
@@ -257,6 +274,7 @@ class TransformersBackend:
                     [todo[index] for index in part],
                     stop_tokens=self.stop_tokens,
                     decode=full_decoder(tokenizer),
+                    stop_loops=self._stop_loops,
                 )
                 yield [left[index] for index in part], len(part), budget.capacity, stream
 
@@ -287,14 +305,29 @@ class TransformersBackend:
     def _load(self) -> tuple[Any, Costs]:
         """Return the model and what it costs."""
         if self._model is None or self._costs is None:
-            self._model = model.load_model(
+            memory.check_weights_fit(
+                estimate_costs(self.checkpoint, self.dtype),
+                self.device,
+                where=self._where(),
+                max_memory_gib=self._max_memory,
+            )
+            loaded = model.load_model(
                 self.checkpoint, device=self.device, dtype=self.dtype, attention=self.attention
             )
-            self._costs = measure_costs(self._model)
-            self._ragged, self._why_not_ragged = opening.open_ragged(self._model)
-            if self._ragged is None:
-                self._cached, reason = opening.open_cached(self._model)
-                self._note_reading(reason)
+            try:
+                costs = measure_costs(loaded)
+                self._ragged, self._why_not_ragged = opening.open_ragged(loaded)
+                if self._ragged is None:
+                    self._cached, reason = opening.open_cached(loaded)
+                    self._note_reading(reason)
+            except Exception as error:
+                if model.is_out_of_memory(error):
+                    raise BackendError(
+                        f"{self._where()}: not enough memory on {self.device} for even a short text beside its"
+                        f" weights in {self.dtype}"
+                    ) from error
+                raise refusals.explain(self._where(), error) from error
+            self._model, self._costs = loaded, costs
         return self._model, self._costs
 
     def _note_reading(self, why_not_cached: str) -> None:
@@ -303,13 +336,19 @@ class TransformersBackend:
         if self._cached is None:
             how = "every text is read by itself"
             why += "" if why_not_cached == why else f"; {why_not_cached}"
-        note = f"{self.checkpoint.label}: {how}: {why}"
-        if note not in self._notes:  # it was loaded before
+        self._note_once(f"{how}: {why}")
+
+    def _note_once(self, text: str) -> None:
+        note = f"{self.checkpoint.label}: {text}"
+        if note not in self._notes:
             self._notes.append(note)
 
     def _run_float32(self, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         # Flash attention has no float32.
         attention = "sdpa" if self.attention.startswith("flash") else self.attention
+        weights = estimate_costs(self.checkpoint, "float32").weights
+        if weights > memory.usable_memory(self.device, self._max_memory):
+            raise PathUnavailable(f"not enough memory on {self.device} for a float32 copy")
         try:
             copy = model.load_model(self.checkpoint, device=self.device, dtype="float32", attention=attention)
         except BackendError as error:
@@ -349,47 +388,9 @@ class TransformersBackend:
         if self._kind == "cuda":
             torch.cuda.empty_cache()
 
-    def _check_positions(self, longest: GenerateRequest) -> None:
-        most = self.checkpoint.max_positions
-        if most is None or decoding.generated_width(longest) <= most:
-            return
-        room = most - len(longest.prompt)
-        raise BackendError(
-            f"{self._where()}: a prompt of {len(longest.prompt)} tokens and {longest.max_new_tokens} new ones"
-            f" exceed the checkpoint's {most} positions; "
-            + (
-                f"at most {room} new tokens fit after this prompt"
-                if room > 0
-                else "the prompt alone is too long"
-            )
-        )
-
     def _check_vocabulary(self, largest: int) -> None:
         size = self._load()[0].get_input_embeddings().weight.shape[0]
-        if largest >= size:
-            raise BackendError(
-                f"{self._where()}: token id {largest} lies outside the model's {size} embeddings; its"
-                " tokenizer is not the one the model was trained with"
-            )
-
-    def _explain(self, error: Exception) -> Exception:
-        if isinstance(error, BackendError):
-            return error
-        if isinstance(error, RuntimeError | ValueError | TypeError | NotImplementedError | AttributeError):
-            return BackendError(
-                f"{self._where()}: the model failed: {type(error).__name__}: {first_line(error)}"
-            )
-        return error
+        refusals.check_vocabulary(self._where(), largest, size)
 
     def _where(self) -> str:
         return f"checkpoint '{self.checkpoint.label}' ({self.checkpoint.folder})"
-
-
-def _halves_by_input(part: list[int], batch: Sequence[ScoreRequest]) -> list[list[int]]:
-    """Cut in two between distinct inputs, in order; the first half comes last, to be popped first."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index in part:
-        groups.setdefault(scoring.row_tokens(batch[index]), []).append(index)
-    rows = list(groups.values())
-    halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    return [[index for group in half for index in group] for half in reversed(halves)]

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,13 @@ import torch
 
 from distill_eval.backends.transformers.live_tensors import LiveTensors
 from distill_eval.backends.transformers.model import DTYPES
+from distill_eval.checkpoints.weights import DTYPES as FLOATING
+from distill_eval.checkpoints.weights import check_weights, find_weights
+from distill_eval.errors import CheckpointError
 from distill_eval.schema.checkpoints import Checkpoint
 
-# Tokens of the shortest pass that is measured; the others are multiples of it.
-MEASURED_TOKENS = {"cpu": 64, "cuda": 512}
+# Tokens of the longer pass that is measured; the other has half of them.
+MEASURED_TOKENS = {"cpu": 64, "cuda": 1024}
 # Layers that see a window only, as configs call them.
 WINDOWED = ("sliding_attention", "chunked_attention")
 # Float32 vectors of the residual's width that a recurrent layer is taken to need for a token.
@@ -56,7 +58,6 @@ class Costs:
     """
 
     weights: int
-    per_pass: int
     per_token: int
     per_pair: float
     per_logits: int
@@ -69,8 +70,7 @@ class Costs:
         row's length, padding included).
         """
         pairs = num_tokens * width
-        per_token = self.per_token * num_tokens
-        return self.per_pass + per_token + int(self.per_pair * pairs) + self.per_logits * num_logits
+        return self.per_token * num_tokens + int(self.per_pair * pairs) + self.per_logits * num_logits
 
 
 def estimate_costs(checkpoint: Checkpoint, dtype: str) -> Costs:
@@ -80,12 +80,7 @@ def estimate_costs(checkpoint: Checkpoint, dtype: str) -> Costs:
     dense models and our students; for other models' recurrent layers it is a guess of the order. What a config does
     not tell counts as nothing.
     """
-    config = read_config(checkpoint.folder)
-    size = DTYPES[dtype].itemsize
-    files = sum(
-        path.stat().st_size for path in checkpoint.folder.glob("*") if path.suffix in (".safetensors", ".bin")
-    )
-    stored = DTYPES[checkpoint.dtype].itemsize if checkpoint.dtype in DTYPES else size
+    config, size = read_config(checkpoint.folder), DTYPES[dtype].itemsize
     hidden, heads = _size(config, "hidden_size", "n_embd"), _size(config, "num_attention_heads", "n_head")
     inner = _size(config, "intermediate_size", "n_inner") or 4 * hidden
     experts = _size(config, "moe_intermediate_size") * _size(config, "num_experts_per_tok")
@@ -102,8 +97,7 @@ def estimate_costs(checkpoint: Checkpoint, dtype: str) -> Costs:
     window = _size(config, "sliding_window", "attention_chunk_size")
     windowed = sum(kind in WINDOWED for kind in kinds) if window else 0
     return Costs(
-        weights=files * size // stored,
-        per_pass=0,
+        weights=_estimate_weights(checkpoint.folder, size, tied=bool(config.get("tie_word_embeddings"))),
         per_token=per_token,
         per_pair=0.0,
         per_logits=(_size(config, "vocab_size") or checkpoint.vocab_size) * (size + LOGIT_BYTES),
@@ -118,30 +112,47 @@ def estimate_costs(checkpoint: Checkpoint, dtype: str) -> Costs:
 
 @torch.inference_mode()
 def measure_costs(model: Any) -> Costs:
-    """Run two short texts (three without a fused attention kernel) through ``model``; return what they took.
+    """Run two short texts through ``model`` and return what they took.
 
-    On CUDA the allocator tells (its peak statistics are reset), on the CPU the tensors are counted.
+    What a pass takes whatever its length, padding to a kernel's chunk included, counts as its tokens': longer passes
+    of whole chunks take no more than their costs say. On CUDA the allocator tells (its peak statistics are reset), on
+    the CPU the tensors are counted.
     """
     device, config = model.device, model.config.get_text_config()
-    eager = config._attn_implementation == "eager"
-    first = MEASURED_TOKENS[device.type]
+    longer = MEASURED_TOKENS[device.type]
     positions = getattr(config, "max_position_embeddings", None)
-    if positions:
-        first = max(1, min(first, positions // 3))
-    lengths = [first * step for step in ((1, 2, 3) if eager else (1, 2))]
-    passes = [_measure_pass(model, length) for length in lengths]
-    rises = [after.peak_bytes - before.peak_bytes for before, after in pairwise(passes)]
-    per_pair = max(0.0, (rises[1] - rises[0]) / (2 * first**2)) if eager else 0.0
-    per_token = max(0, math.ceil(rises[0] / first - 3 * per_pair * first))
+    longer = max(2, min(longer, positions or longer))
+    short, long = (_measure_pass(model, length) for length in (longer // 2, longer))
+    rates = [run.peak_bytes / run.num_tokens for run in (short, long)]
+    per_pair = 0.0
+    if config._attn_implementation == "eager":
+        per_pair = max(0.0, (rates[1] - rates[0]) / (long.num_tokens - short.num_tokens))
     weight = model.get_input_embeddings().weight  # [V, d]
     return Costs(
         weights=_storage_bytes([*model.parameters(), *model.buffers()]),
-        per_pass=max(0, math.ceil(passes[0].peak_bytes - per_token * first - per_pair * first**2)),
-        per_token=per_token,
+        per_token=math.ceil(rates[1] - per_pair * long.num_tokens),
         per_pair=per_pair,
         per_logits=weight.shape[0] * (weight.element_size() + LOGIT_BYTES),
-        cache=_fit_cache(*passes[:2]),
+        cache=_fit_cache(short, long),
     )
+
+
+def _estimate_weights(folder: Path, size: int, *, tied: bool) -> int:
+    """Return the bytes of the folder's weights with ``size`` bytes a number; of old formats, the files' own bytes.
+
+    ``tied``: a head in the files is the input embedding once more, and not loaded.
+    """
+    try:
+        files, _ = find_weights(folder)
+        tensors = check_weights(files)
+    except CheckpointError:
+        return 0  # reported when the model loads
+    if not tensors:
+        return sum(path.stat().st_size for path in files)
+    if tied:
+        tensors.pop("lm_head.weight", None)
+    floating = [tensor for tensor in tensors.values() if tensor["dtype"] in FLOATING]
+    return size * sum(math.prod(tensor["shape"]) for tensor in floating)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -197,7 +208,8 @@ def _measure_pass(model: Any, num_tokens: int) -> _Pass:
         with _countable_attention(model), LiveTensors() as tensors:
             output = model(input_ids, **arguments)
         peak = tensors.peak_bytes
-    cache = output.past_key_values if "past_key_values" in known else output.cache_params
+    # Some models keep no cache, or hide it in their layers.
+    cache = getattr(output, "past_key_values", None) or getattr(output, "cache_params", None)
     layers = [_read_layer(layer, num_tokens) for layer in getattr(cache, "layers", [cache])]
     return _Pass(num_tokens, peak - sum(layer.num_bytes for layer in layers), layers)
 

@@ -13,6 +13,7 @@ import torch
 from distill_eval.backends.transformers.memory import GenerationBudget
 from distill_eval.backends.transformers.prefixes import find_headers
 from distill_eval.backends.transformers.ragged import RaggedModel
+from distill_eval.backends.transformers.repetition import LoopWatch
 from distill_eval.backends.transformers.sampling import pick_tokens, request_noise_key
 from distill_eval.backends.transformers.scoring import LOGITS_AT_ONCE, HeaderStates
 from distill_eval.backends.transformers.slots import make_slots
@@ -62,6 +63,7 @@ class _Row:
     request: GenerateRequest
     key: int
     watch: StopWatch | None
+    loops: LoopWatch | None
     tokens: list[int] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
     done: bool = False
@@ -73,11 +75,13 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What ends a generation beside its length: end tokens, and how texts (and parts of them) are decoded."""
+    """What ends a generation beside its length: end tokens, how texts (and parts of them) are decoded, and whether
+    loops are stopped."""
 
     stop_tokens: frozenset[int]
     decode: Decode
     decode_part: Decode
+    stop_loops: bool = False
 
 
 class Generation:
@@ -96,10 +100,14 @@ class Generation:
         self._read_tokens = budget.prefill_tokens
         self._sampling = requests[wave[0]].sampling
         self._stops: dict[tuple[str, ...], StopStrings] = {}
-        self._queue = deque(self._row(index, requests[index]) for index in wave)
+        # In the order of their prompts, so that those that share a header follow each other.
+        self._queue = deque(
+            self._row(index, requests[index])
+            for index in sorted(wave, key=lambda index: (requests[index].prompt, index))
+        )
         prompts = sorted({requests[index].prompt[:-1] for index in wave} - {()})
         headers = find_headers(prompts, 0)
-        self._headers = HeaderStates(model, headers, sum(map(len, headers)))
+        self._headers = HeaderStates(model, headers, budget.prefill_tokens)
         self._slots = make_slots(model, budget.num_slots, budget.capacity)
         self._stepper = Stepper(self._slots, self._sampling)
         self._active: list[_Row] = []  # by slot
@@ -119,7 +127,8 @@ class Generation:
         if request.stop:
             made = StopStrings(request.stop, self._ending.decode, self._ending.decode_part)
             watch = self._stops.setdefault(request.stop, made).watch()
-        return _Row(index, request, request_noise_key(request.digest()), watch)
+        loops = LoopWatch(decode=self._ending.decode) if self._ending.stop_loops else None
+        return _Row(index, request, request_noise_key(request.digest()), watch, loops)
 
     def _wants_more(self) -> bool:
         free = self._slots.num_slots - len(self._active)
@@ -206,6 +215,8 @@ class Generation:
             reason = "stop_string"
         elif len(row.tokens) >= row.request.max_new_tokens:
             reason = "length"
+        elif row.loops is not None and row.loops.push(token):
+            reason = "loop"
         else:
             return None
         row.done = True

@@ -1,11 +1,11 @@
 """Count the bytes of tensors alive inside a block of code, on any device, without the allocator's help."""
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 # They hand on a storage that was made where no dispatch mode can see it, as in torch.tensor([1, 2]).
 _ENTRANCES = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default}
@@ -23,7 +23,10 @@ class LiveTensors(TorchDispatchMode):
         super().__init__()
         self.live_bytes = 0
         self.peak_bytes = 0
-        self._sizes: dict[int, int] = {}  # address of a storage's implementation -> bytes
+        self._alive: dict[
+            int, tuple[int, weakref.ref]
+        ] = {}  # address of a storage's implementation -> bytes, it
+        self._basic: set[Any] = set()  # operations that are not made of others
 
     def reset_peak(self) -> None:
         """Forget the peak: count it anew from what is alive now."""
@@ -32,10 +35,12 @@ class LiveTensors(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # In inference mode composite operations arrive whole and would hide what they allocate on the way.
-        with self:
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
+        if func not in self._basic:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            self._basic.add(func)
         result = func(*args, **kwargs)
         given = set() if func in _ENTRANCES else {_address(tensor) for tensor in _tensors((args, kwargs))}
         for tensor in _tensors(result):
@@ -45,19 +50,24 @@ class LiveTensors(TorchDispatchMode):
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
-        if address in self._sizes:
+        if address in self._alive:
             return
-        self._sizes[address] = size
+        self._alive[address] = size, weakref.ref(storage, lambda _: self._free(address))
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._free, address).atexit = False
 
     def _free(self, address: int) -> None:
-        self.live_bytes -= self._sizes.pop(address)
+        size, _ = self._alive.pop(address)
+        self.live_bytes -= size
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors among arguments or results: these come alone, in lists, tuples and dicts."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple | dict):
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(part)
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -106,23 +106,26 @@ def total_memory(device: str, max_memory_gib: float | None = None) -> int:
 def free_memory(device: str, max_memory_gib: float | None = None) -> int:
     """Return the bytes this process may take now, beside what it has.
 
-    CUDA: what the device has free and torch holds unused; ``max_memory_gib`` counts this process' tensors there,
-    weights included, and not CUDA's own context. CPU: the least of what the machine, its control groups and its
-    address space have left; ``max_memory_gib`` counts the whole process (resident set), libraries included.
+    CUDA: what the device has free and torch holds unused. CPU: the least of what the machine, its control groups and
+    the process' address space have left. ``max_memory_gib`` counts ``held_memory``.
     """
     check_max_memory(max_memory_gib)
+    held = held_memory(device)
     if device == "cpu":
-        process = psutil.Process().memory_info()
-        used = process.rss
         left = [psutil.virtual_memory().available]
         left += [group.limit - group.used for group in read_control_groups()]
-        left += [limit - process.vms] if (limit := _address_limit()) else []
+        left += [limit - psutil.Process().memory_info().vms] if (limit := _address_limit()) else []
     else:
-        used = torch.cuda.memory_allocated(device)
-        left = [torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - used]
+        left = [torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - held]
     if max_memory_gib is not None:
-        left.append(int(max_memory_gib * GIB) - used)
+        left.append(int(max_memory_gib * GIB) - held)
     return max(0, min(left))
+
+
+def held_memory(device: str) -> int:
+    """Return the bytes this process has: on CUDA its tensors there, without CUDA's own context; on a CPU all of it
+    (resident set), libraries included."""
+    return psutil.Process().memory_info().rss if device == "cpu" else torch.cuda.memory_allocated(device)
 
 
 def check_max_memory(max_memory_gib: float | None) -> None:
@@ -141,7 +144,7 @@ def plan_scoring(costs: Costs, device: str, max_memory_gib: float | None = None)
     room = PLANNED * (total_memory(device, max_memory_gib) - RUNTIME_BYTES - costs.weights)
     num_logits = _power_of_two(min(MOST_LOGIT_BYTES[kind], room / 4) / costs.per_logits)
     num_logits = min(MOST_LOGITS[kind], num_logits)
-    room -= costs.per_pass + num_logits * costs.per_logits
+    room -= num_logits * costs.per_logits
     # Every token may belong to a prefix whose state is kept for its continuations.
     per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
     num_tokens = MOST_TOKENS[kind] if not per_token else _power_of_two(room / per_token)
@@ -176,7 +179,7 @@ def plan_cached(
     max_memory_gib: float | None = None,
 ) -> CachedBudget:
     """Return what of ``budget`` fits now into a pass with a cache; no text has more than ``longest`` tokens."""
-    usable = usable_memory(device, max_memory_gib) - costs.per_pass - budget.num_logits * costs.per_logits
+    usable = usable_memory(device, max_memory_gib) - budget.num_logits * costs.per_logits
     per_token = costs.per_token + costs.per_pair * longest
     num_tokens = min(budget.num_tokens, int(max(0, usable) / 2 / max(1, per_token)))
     cache_bytes = min(MOST_CACHE_BYTES[_kind(device)], max(0, usable) // 2 // CACHE_COPIES)
@@ -213,32 +216,33 @@ def plan_generation(
     room = usable_memory(device, max_memory_gib)
     if slot + prompt > room:
         what = f"to generate a text of {longest} tokens"
-        raise not_enough_memory(where, what, slot + prompt, room, device, costs, max_memory_gib)
+        raise not_enough_memory(where, what, slot + prompt, room, device, max_memory_gib)
     slot_room = room - max(prompt, PREFILL_SHARE * room)
     num_slots = min(num_requests, MOST_SLOTS[_kind(device)], most_slots or num_requests)
     while num_slots > 1 and num_slots * slot > slot_room:
         num_slots = _power_of_two(num_slots - 1)
     per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
-    prefill_tokens = _power_of_two((room - num_slots * slot - costs.per_pass) / max(1.0, per_token))
+    prefill_tokens = _power_of_two((room - num_slots * slot) / max(1.0, per_token))
     prefill_tokens = min(prefill_tokens, MOST_TOKENS[_kind(device)])
     return GenerationBudget(num_slots, capacity, max(prefill_tokens, longest_prompt))
 
 
+def check_weights_fit(costs: Costs, device: str, *, where: str, max_memory_gib: float | None = None) -> None:
+    """Raise BackendError, beginning with ``where``, if the weights are more than there is room for, before loading."""
+    free = free_memory(device, max_memory_gib)
+    if costs.weights > free:
+        raise not_enough_memory(where, "for its weights", costs.weights, free, device, max_memory_gib)
+
+
 def not_enough_memory(
-    where: str,
-    what: str,
-    needed: int,
-    usable: int,
-    device: str,
-    costs: Costs,
-    max_memory_gib: float | None = None,
+    where: str, what: str, needed: int, usable: int, device: str, max_memory_gib: float | None = None
 ) -> BackendError:
-    """Return the error for work that does not fit even one sequence at a time; ``what`` is "to score ..."."""
+    """Return the error for what does not fit even one sequence at a time; ``what`` is "to score ..."."""
     limit = "" if max_memory_gib is None else f" of --max-memory {max_memory_gib:g} GiB"
     remedy = "free some" if max_memory_gib is None else "raise --max-memory"
     return BackendError(
-        f"{where}: not enough memory on {device} {what}: it takes {needed / GIB:.2f} GiB, and {usable / GIB:.2f} GiB"
-        f"{limit} can be used beside the weights' {costs.weights / GIB:.2f} GiB; {remedy}, or use a smaller dtype or"
+        f"{where}: not enough memory on {device} {what}: it takes {_shown(needed)}, and {_shown(usable)}{limit} can be"
+        f" used beside the {_shown(held_memory(device))} that this process holds; {remedy}, or use a smaller dtype or"
         " shorter texts"
     )
 
@@ -280,6 +284,10 @@ def _read_group(folder: Path, limit: str, used: str, cache: str) -> Iterator[Con
     except (OSError, ValueError):
         return
     yield ControlGroup(int(most), now - int(facts.get(cache, 0)))
+
+
+def _shown(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.2f} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.1f} MiB"
 
 
 def _address_limit() -> int | None:

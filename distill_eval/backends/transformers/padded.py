@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from distill_eval.backends.transformers.repetition import LoopWatch
 from distill_eval.backends.transformers.sampling import pick_tokens, request_noise_key
 from distill_eval.backends.transformers.scoring import LOGITS_AT_ONCE, read_targets, row_tokens
 from distill_eval.backends.transformers.stopping import finish_text
@@ -199,17 +200,24 @@ class _Row:
     index: int
     request: GenerateRequest
     key: int
+    loops: LoopWatch | None
     tokens: list[int] = field(default_factory=list)
     margins: list[float] = field(default_factory=list)
 
 
 def generate_batch(
-    model, requests: Sequence[GenerateRequest], *, stop_tokens: frozenset[int], decode: Decode
+    model,
+    requests: Sequence[GenerateRequest],
+    *,
+    stop_tokens: frozenset[int],
+    decode: Decode,
+    stop_loops: bool = False,
 ) -> Iterator[tuple[int, GenerateResponse]]:
     """Yield (index, response) as each request finishes; all must share their sampling but for the seed."""
-    rows = [
-        _Row(index, request, request_noise_key(request.digest())) for index, request in enumerate(requests)
-    ]
+    rows = []
+    for index, request in enumerate(requests):
+        loops = LoopWatch(decode=decode) if stop_loops else None
+        rows.append(_Row(index, request, request_noise_key(request.digest()), loops))
     sampling = requests[0].sampling
     batch, logits = prefill(model, [request.prompt for request in requests])
     device = logits.device
@@ -245,19 +253,24 @@ def generate_batch(
 
 def _finish(row: _Row, stop_tokens: frozenset[int], decode: Decode) -> GenerateResponse | None:
     """Return the response if the last token ended it."""
+    looped = row.loops is not None and row.loops.push(row.tokens[-1])
     if row.tokens[-1] in stop_tokens:
         reason = "stop"
     elif _stop_string_near_end(row, decode):
         reason = "stop_string"
     elif len(row.tokens) >= row.request.max_new_tokens:
         reason = "length"
+    elif looped:
+        reason = "loop"
     else:
         return None
     text, cut = finish_text(row.tokens, row.request.stop, decode)
     if cut:
         reason = "stop_string"
     elif reason == "stop_string":  # seen in the tail decoded alone, yet not in the whole text
-        return None if len(row.tokens) < row.request.max_new_tokens else _response(row, text, "length")
+        if len(row.tokens) < row.request.max_new_tokens and not looped:
+            return None
+        reason = "length" if len(row.tokens) >= row.request.max_new_tokens else "loop"
     return _response(row, text, reason)
 
 

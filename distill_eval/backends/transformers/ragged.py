@@ -21,6 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 RAGGED_ATTENTION = "distill_eval_ragged"
 JOINED_TOKENS = 128  # queries of siblings that one call of masked attention takes together
+# Kinds of rotary positions that transformers makes anew from the largest position of the whole batch.
+MOVING_ROTATIONS = {"dynamic", "longrope"}
 
 
 class Unreadable(Exception):
@@ -59,7 +61,7 @@ class Segment:
 
     def lineage(self) -> list["Segment"]:
         """Return its ancestors and itself, the oldest first."""
-        chain = [self]
+        chain: list[Segment] = [self]
         while chain[-1].parent is not None:
             chain.append(chain[-1].parent)
         return chain[::-1]
@@ -90,9 +92,12 @@ class RaggedModel:
             raise Unreadable("its recurrent layers take no cu_seqlens")
         if self.attention_layers and not getattr(model, "_supports_attention_backend", False):
             raise Unreadable("its attention cannot be replaced")
+        if steady_positions(self.config) is not None:
+            raise Unreadable("its rotary positions hang on the longest text of a batch")
         self._takes_cu_seqlens = "cu_seqlens" in known and bool(self.recurrent_layers)
         # On its own, logits can be made a few rows at a time.
         self._head = find_head(model)
+        self.unrecordable = ""  # why its steps cannot be recorded as a CUDA graph, once that was tried
 
     @contextmanager
     def _ragged_attention(self) -> Iterator[None]:
@@ -159,6 +164,15 @@ class RaggedModel:
         """Return the logits [..., V] of what ``read`` or ``forward`` returned, or of a part of it."""
         return output if self._head is None else self._head(output)
 
+    def gathered_bytes(self, num_tokens: int, growth: int) -> int:
+        """Return what a layer's attention puts side by side for texts of ``num_tokens`` in all, shared or not.
+
+        ``growth``: bytes of keys and values that a token has in all layers. Only flash attention does that.
+        """
+        if not uses_flash(self.device, self.model.dtype) or not self.attention_layers:
+            return 0
+        return num_tokens * growth // len(self.attention_layers)
+
     def _layers(self, parents: Sequence[Segment | None]) -> list[Any]:
         """Return cache layers for one pass: attention's are never asked, the others hold their parents' states."""
         layers = list(DynamicCache(config=self.config).layers) if self.recurrent_layers else []
@@ -185,6 +199,21 @@ def find_head(model: Any) -> Any | None:
     logits = model(input_ids=ids, use_cache=False).logits
     alone = head(hidden)
     return head if alone.shape == logits.shape and torch.equal(alone.float(), logits.float()) else None
+
+
+def steady_positions(config: Any) -> int | None:
+    """Return up to which length a text's rotary positions do not hang on what else is in the batch; None: always.
+
+    ``dynamic`` and ``longrope`` positions are made for the longest text of a batch once that is longer.
+    """
+    settings = getattr(config, "rope_parameters", None) or {}
+    # Some have settings for each kind of layer.
+    parts = [part for part in (settings, *settings.values()) if isinstance(part, dict)]
+    if not {part.get("rope_type") for part in parts} & MOVING_ROTATIONS:
+        return None
+    named = [part.get("original_max_position_embeddings") for part in parts]
+    named.append(getattr(config, "original_max_position_embeddings", None))
+    return min([length for length in named if length], default=config.max_position_embeddings)
 
 
 class Bystander(DynamicLayer):

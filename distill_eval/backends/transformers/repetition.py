@@ -9,6 +9,7 @@ from distill_eval.analysis.repetition import has_loop
 # ended by itself, which the table calls a loop too; 11% of all tokens were saved. With 24 tokens it would be 60 and
 # 12%, with six repeats 53 and 8%. Blocks of more than 128 tokens would have to go on for hundreds more.
 MIN_REPEATS, MAX_PERIOD, MIN_TOKENS = 4, 128, 64
+SETTINGS = f"repeats={MIN_REPEATS} period={MAX_PERIOD} tokens={MIN_TOKENS}"  # for cache keys
 
 
 class LoopWatch:

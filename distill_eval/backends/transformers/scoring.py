@@ -69,6 +69,16 @@ def plan_batches(requests: Sequence[ScoreRequest], *, max_tokens: int, max_rows:
     return ScorePlan(batches, headers)
 
 
+def halve_batch(part: list[int], batch: Sequence[ScoreRequest]) -> list[list[int]]:
+    """Cut ``part`` of ``batch`` in two between distinct inputs, in order; the first half comes last."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index in part:
+        groups.setdefault(row_tokens(batch[index]), []).append(index)
+    rows = list(groups.values())
+    halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    return [[index for group in half for index in group] for half in reversed(halves)]
+
+
 class HeaderTable:
     """Looks up the longest header that a sequence begins with."""
 

@@ -6,6 +6,7 @@ behind the others.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -181,20 +182,24 @@ class Slots:
                     setattr(new, name, {**getattr(new, name), 0: both})
         self.cache.layers[layer] = new
 
+    def moving(self) -> list[torch.Tensor]:
+        """Return the tensors that a step changes beyond adding to them; keys and values are only added to."""
+        states = [states[0] for layer in self.model.recurrent_layers for states in self._states(layer)]
+        return [self.lengths, self.positions, *states]
+
     def _cut_states(self) -> None:
         for layer in self.model.recurrent_layers:
             for states in self._states(layer):
                 states[0] = states[0][: self.num_active]
 
     def _states(self, layer: int) -> list[dict[int, torch.Tensor]]:
-        held = self.cache.layers[layer]
+        held: Any = self.cache.layers[layer]
         both = (held.conv_states, held.recurrent_states)
         return [states for states in both if states[0] is not None]
 
     def _by_slot(self) -> list[torch.Tensor]:
         """Return every tensor whose first dimension is the slots."""
-        states = [s[0] for layer in self.model.recurrent_layers for s in self._states(layer)]
-        return [self.lengths, self.positions, *self.keys.values(), *self.values.values(), *states]
+        return [*self.moving(), *self.keys.values(), *self.values.values()]
 
     def _group(self) -> None:
         """Find out which sequences share which segments."""
@@ -218,6 +223,7 @@ class FlashSlots(Slots):
     def __init__(self, model: RaggedModel, num_slots: int, capacity: int) -> None:
         super().__init__(model, num_slots, capacity)
         self._ends = torch.arange(num_slots + 1, dtype=torch.int32, device=model.device)
+        self._positions = getattr(model.config, "max_position_embeddings", None) or capacity
         self._static: dict[tuple[int, str], torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -228,9 +234,9 @@ class FlashSlots(Slots):
         logits = super().forward(tokens)
         for (layer, name), states in self._static.items():
             states[:count].copy_(getattr(self.cache.layers[layer], name)[0])
-        self.lengths.clamp_(
-            max=self.capacity - 1
-        )  # slots not in use count on, and must not leave their place
+        # Slots not in use count on, and must leave neither their place nor a table of learnt positions.
+        self.lengths.clamp_(max=self.capacity - 1)
+        self.positions.clamp_(max=self._positions - 1)
         return logits
 
     def attend(self, layer, query, key, value, scaling):
@@ -296,11 +302,7 @@ class FlashSlots(Slots):
             self._static[layer, name][rows] = states
 
     def moving(self) -> list[torch.Tensor]:
-        """Return the tensors that a step changes beyond adding to them."""
         return [self.lengths, self.positions, *self._static.values()]
-
-    def _by_slot(self) -> list[torch.Tensor]:
-        return [*self.moving(), *self.keys.values(), *self.values.values()]
 
     def _cut_states(self) -> None:
         pass

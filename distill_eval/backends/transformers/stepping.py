@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from distill_eval.backends.transformers.model import is_out_of_memory
 from distill_eval.backends.transformers.sampling import pick_tokens, pick_tokens_static
 from distill_eval.backends.transformers.slots import FlashSlots, Slots
+from distill_eval.checkpoints.architectures import first_line
 from distill_eval.schema.requests import Sampling
 
 WARM_UPS = 2
@@ -66,16 +68,32 @@ class Stepper:
         """Advance the first ``count`` slots by one token."""
         if not self._graphed:
             return Step(self._advance(count), count)
-        size = min(s for s in self._sizes() if s >= count)
-        if size not in self._graphs:
-            self._graphs[size] = self._record(size)
-        graph, result = self._graphs[size]
-        graph.replay()
+        result = self._replay(count)
+        if result is None:
+            result = self._advance(count)
         self._results.append(self._results.pop(0))
         self._results[-1][:, :count].copy_(result[:, :count], non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         return Step(self._results[-1], count, event)
+
+    def _replay(self, count: int) -> torch.Tensor | None:
+        """Run one recorded step; return its result [3, at least count], or None where none can be recorded."""
+        model = self._slots.model
+        size = min(s for s in self._sizes() if s >= count)
+        if size not in self._graphs and not model.unrecordable:
+            try:
+                self._graphs[size] = self._record(size)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                # Such as a model that asks the device for a number in the midst of its forward.
+                model.unrecordable = f"{type(error).__name__}: {first_line(error)}"
+        if size not in self._graphs:
+            return None
+        graph, result = self._graphs[size]
+        graph.replay()
+        return result
 
     def _advance(self, count: int) -> torch.Tensor:
         """Run one step and return its result [3, count]."""
@@ -97,16 +115,18 @@ class Stepper:
         """Record a step of ``count`` slots; warming up moves every state on, so they are put back."""
         moved = [self._tokens, self._steps, *self._slots.moving()]
         before = [tensor.clone() for tensor in moved]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                self._advance(count)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
-        with torch.cuda.graph(graph, pool=pool):
-            result = self._advance(count)
-        for tensor, value in zip(moved, before, strict=True):
-            tensor.copy_(value)
+        try:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UPS):
+                    self._advance(count)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            pool = next(iter(self._graphs.values()))[0].pool() if self._graphs else None
+            with torch.cuda.graph(graph, pool=pool):
+                result = self._advance(count)
+        finally:
+            for tensor, value in zip(moved, before, strict=True):
+                tensor.copy_(value)
         return graph, result

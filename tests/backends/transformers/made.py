@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from distill_eval.schema.requests import GenerateRequest, GenerateResponse, ScoreRequest
 
@@ -21,6 +23,14 @@ def answers_of(backend: Any, requests: list[GenerateRequest]) -> list[GenerateRe
     answers = dict(backend.generate(requests))
     assert sorted(answers) == list(range(len(requests)))
     return [answers[index] for index in range(len(requests))]
+
+
+def make_forgetful(folder: Path) -> Path:
+    """Make a checkpoint's next token follow from the last alone: greedily it must go round in circles."""
+    weights = load_file(folder / "model.safetensors")
+    silent = {name: 0 * value for name, value in weights.items() if "o_proj" in name}
+    save_file(weights | silent, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @torch.inference_mode()

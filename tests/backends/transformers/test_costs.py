@@ -1,6 +1,7 @@
 """Costs measured on tiny models, against formulas by hand, against passes of other sizes and against the estimate."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,10 @@ def test_predicts_passes_of_other_lengths(kind: str, attention: str):
     for length in (48, 100, 190):  # inside the window
         predicted = costs.pass_bytes(length, width=length)
         assert predicted + costs.cache.of(length) == pytest.approx(
-            peak_of(model, length, use_cache=True, logits_to_keep=1), rel=0.05
+            peak_of(model, length, use_cache=True, logits_to_keep=1), rel=0.1
         )
-        # Without a cache it takes no more than that.
-        assert peak_of(model, length, use_cache=False, logits_to_keep=1) <= 1.05 * predicted + costs.cache.of(
-            length
-        )
+        # Without a cache it is about as much.
+        assert peak_of(model, length, use_cache=False, logits_to_keep=1) <= 1.15 * predicted
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,7 +93,9 @@ def test_the_estimate_is_no_less_than_the_measurement(
     measured = measure_costs(model)
     estimated = estimate_costs(make_checkpoint(model, tmp_path, checkpoint, dtype), dtype)
     assert measured.per_token <= estimated.per_token <= 4 * measured.per_token
-    assert estimated.weights == pytest.approx(measured.weights, rel=0.1)
+    assert estimated.weights == pytest.approx(
+        measured.weights, rel=0.01
+    )  # tables of rotations are not in files
     assert estimated.per_logits == measured.per_logits == 200 * (8 + getattr(torch, dtype).itemsize)
     # Another dtype than the files'.
     wide = estimate_costs(dataclasses.replace(checkpoint, folder=tmp_path, dtype=dtype), "float32")
@@ -125,8 +126,10 @@ def test_students(mixer: str, attention_layers: tuple[int, ...], checkpoint: Che
 
 
 def check_recurrent(model: Any) -> Costs:
-    """Keys and values grow with the text, states do not, and all of both is counted."""
+    """Keys and values grow with the text, states do not, and all of both is counted, as is what a pass takes."""
     costs = measure_costs(model)
+    whole_chunks = peak_of(model, 256, use_cache=True, logits_to_keep=1)
+    assert 0.95 * whole_chunks <= costs.pass_bytes(256) + costs.cache.of(256) <= 1.5 * whole_chunks
     for length in (40, 200):
         with torch.inference_mode():
             output = model(torch.arange(length)[None], use_cache=True)
@@ -143,7 +146,30 @@ def check_recurrent(model: Any) -> Costs:
 def test_a_config_without_sizes_costs_nothing_before_the_model_is_loaded(
     checkpoint: Checkpoint, tmp_path: Path
 ):
-    (tmp_path / "config.json").write_text('{"model_type": "odd"}')
-    costs = estimate_costs(dataclasses.replace(checkpoint, folder=tmp_path), "float32")
-    assert (costs.weights, costs.per_token, costs.cache) == (0, 0, CacheBytes(0))
-    assert estimate_costs(dataclasses.replace(checkpoint, folder=tmp_path / "none"), "float32") == costs
+    folder = shutil.copytree(checkpoint.folder, tmp_path / "odd")
+    (folder / "config.json").write_text('{"model_type": "odd"}')
+    costs = estimate_costs(dataclasses.replace(checkpoint, folder=folder), "float32")
+    assert (costs.per_token, costs.cache) == (0, CacheBytes(0))
+    assert costs.weights == estimate_costs(checkpoint, "float32").weights > 0
+    (folder / "model.safetensors").unlink()
+    assert estimate_costs(dataclasses.replace(checkpoint, folder=folder), "float32").weights == 0
+
+
+def test_a_head_that_is_the_embedding_counts_once(checkpoint: Checkpoint, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    model = make_model("gemma3")
+    tied = make_checkpoint(model, tmp_path, checkpoint)
+    weights = load_file(tmp_path / "model.safetensors")
+    before = estimate_costs(tied, "float32").weights
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    assert estimate_costs(tied, "float32").weights == before
+
+
+def test_models_without_a_cache_have_costs_too():
+    config = transformers.OpenAIGPTConfig(vocab_size=200, n_positions=64, n_embd=32, n_layer=2, n_head=4)
+    model: Any = transformers.OpenAIGPTLMHeadModel(config).eval()
+    costs = measure_costs(model)
+    assert costs.cache == CacheBytes(0)
+    assert costs.pass_bytes(60, width=60) > 0

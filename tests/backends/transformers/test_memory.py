@@ -15,6 +15,7 @@ from distill_eval.backends.transformers.memory import (
     ControlGroup,
     GenerationBudget,
     ScoringBudget,
+    check_weights_fit,
     free_memory,
     plan_cached,
     plan_generation,
@@ -30,7 +31,6 @@ MIB = 2**20
 # About those of a model of 135 million parameters in float32.
 COSTS = Costs(
     weights=520 * MIB,
-    per_pass=MIB,
     per_token=40_000,
     per_pair=0.0,
     per_logits=49_152 * 12,
@@ -154,15 +154,15 @@ def test_scoring_shrinks_with_memory(machine: SimpleNamespace):
 
 
 def test_unknown_costs_are_planned_at_full_speed(machine: SimpleNamespace):
-    unknown = dataclasses.replace(COSTS, weights=0, per_pass=0, per_token=0, cache=CacheBytes(0))
+    unknown = dataclasses.replace(COSTS, weights=0, per_token=0, cache=CacheBytes(0))
     assert plan_scoring(unknown, "cpu").num_tokens == 2048
 
 
 def test_bytes_of_a_scoring_pass():
-    costs = Costs(1, 10, 100, 0.5, 1000, CacheBytes(7, 5, ((4, 3),)))
-    assert scoring_bytes(costs, num_tokens=6, num_logits=2) == 10 + 600 + 2000
-    assert scoring_bytes(costs, num_tokens=6, num_logits=2, width=4) == 10 + 600 + 2000 + 12
-    assert scoring_bytes(costs, num_tokens=6, num_logits=2, num_kept=8, num_states=2) == 2610 + 80 + 10
+    costs = Costs(1, 100, 0.5, 1000, CacheBytes(7, 5, ((4, 3),)))
+    assert scoring_bytes(costs, num_tokens=6, num_logits=2) == 600 + 2000
+    assert scoring_bytes(costs, num_tokens=6, num_logits=2, width=4) == 600 + 2000 + 12
+    assert scoring_bytes(costs, num_tokens=6, num_logits=2, num_kept=8, num_states=2) == 2600 + 80 + 10
 
 
 def test_slots_follow_free_memory(machine: SimpleNamespace):
@@ -183,10 +183,18 @@ def test_not_even_one_sequence(machine: SimpleNamespace):
     with pytest.raises(BackendError) as caught:
         plan_generation(COSTS, "cpu", **WANTED)
     assert str(caught.value) == (
-        "checkpoint 'a': not enough memory on cpu to generate a text of 500 tokens: it takes 0.05 GiB, and 0.02 GiB "
-        "can be used beside the weights' 0.51 GiB; free some, or use a smaller dtype or shorter texts"
+        "checkpoint 'a': not enough memory on cpu to generate a text of 500 tokens: it takes 45.9 MiB, and 17.0 MiB"
+        " can be used beside the 1.00 GiB that this process holds; free some, or use a smaller dtype or shorter texts"
     )
     with pytest.raises(
-        BackendError, match=r"0\.00 GiB of --max-memory 1 GiB can be used .* raise --max-memory"
+        BackendError, match=r"0\.0 MiB of --max-memory 1 GiB can be used .* raise --max-memory"
     ):
         plan_generation(COSTS, "cpu", **WANTED, max_memory_gib=1)
+
+
+def test_weights_that_do_not_fit(machine: SimpleNamespace):
+    check_weights_fit(COSTS, "cpu", where="checkpoint 'a'")
+    check_weights_fit(COSTS, "cpu", where="checkpoint 'a'", max_memory_gib=1.6)
+    line = r"weights: it takes 520\.0 MiB, and 512\.0 MiB of --max-memory 1\.5 GiB can be used"
+    with pytest.raises(BackendError, match=line):
+        check_weights_fit(COSTS, "cpu", where="checkpoint 'a'", max_memory_gib=1.5)

@@ -18,6 +18,7 @@ from distill_eval.errors import BackendError
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.requests import GREEDY, GenerateRequest, ScoreRequest
 from distill_eval.schema.run import RunOptions
+from tests.backends.transformers.made import random_requests
 
 OPTIONS = RunOptions(device="cpu")
 REQUEST = ScoreRequest((5, 6, 7), (8,))
@@ -207,3 +208,34 @@ def test_other_errors_are_one_line(make_backend: Callable[..., Any], monkeypatch
     monkeypatch.setattr(scoring, "score_batch", broken)
     with pytest.raises(BackendError, match=r"the model failed: RuntimeError: shapes do not match$"):
         make_backend().score([REQUEST])
+
+
+def test_a_model_that_cannot_be_measured_is_one_line(
+    make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    """And nothing of it is kept: the next request does not find half a model."""
+    from distill_eval.backends.transformers import backend as module
+
+    backend, requests = make_backend(), random_requests(2)
+    for error, text in ((torch.OutOfMemoryError("no"), "not enough memory on cpu"), (TypeError("x"), "x")):
+
+        def fail(model: Any, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "measure_costs", fail)
+            with pytest.raises(BackendError, match=text):
+                backend.score(requests)
+    assert len(backend.score(requests)) == 2
+    assert backend._ragged is not None
+
+
+def test_a_note_is_made_once(make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    from distill_eval.backends.transformers import backend as module
+
+    monkeypatch.setattr(module.opening, "open_ragged", lambda model: (None, "it is shy"))
+    backend = make_backend()
+    for _ in range(2):
+        backend.score(random_requests(2))
+        backend.close()
+    assert backend.notes == ("tiny: texts are generated in padded batches: it is shy",)

@@ -13,6 +13,7 @@ from distill_eval.backends.transformers import ragged
 from distill_eval.backends.transformers.cached import CachedModel
 from distill_eval.backends.transformers.opening import open_ragged
 from distill_eval.backends.transformers.ragged import RaggedModel
+from distill_eval.backends.transformers.scoring import row_tokens
 from distill_eval.backends.transformers.slots import make_slots
 from tests.backends.transformers.made import SIZES, other_model
 
@@ -129,6 +130,10 @@ def test_reading_and_stepping_equal_each_text_alone(kind: str, monkeypatch: pyte
             lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SIZES, sliding_window=6)),
             "sliding_window",
         ),
+        (
+            lambda: llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+            "longest text of a batch",
+        ),
     ],
 )
 def test_models_that_cannot_be_read_so(make_model: Callable[[], Any], reason: str):
@@ -207,6 +212,103 @@ def test_prompts_share_their_header(model: Any, make_backend: Callable[..., Any]
     assert sum(tokens) <= len(header) + sum(map(len, questions)) + len(questions[0])
 
 
+def test_steps_that_cannot_be_recorded_are_made_one_by_one(monkeypatch: pytest.MonkeyPatch):
+    """As where a model asks the device for a number: what warming up moved is put back."""
+    from distill_eval.backends.transformers.stepping import Stepper
+    from distill_eval.schema.requests import GREEDY
+
+    model = other_model("llama", MODELS)
+    read, _ = open_ragged(model)
+    assert read is not None
+    slots = make_slots(read, 2, 64)
+    slots.insert(read.read([(None, text) for text in texts(5, 9)], [])[0])
+    stepper, plain = Stepper(slots, GREEDY), Stepper(slots, GREEDY)
+    tries = []
+
+    def record(count: int) -> Any:
+        tries.append(count)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(stepper, "_record", record)
+    for _ in range(2):
+        assert stepper._replay(2) is None
+    assert tries == [2]
+    assert "not permitted" in read.unrecordable
+    assert plain._replay(2) is None  # the next wave does not try again
+
+
+def test_unused_slots_stay_within_learnt_positions(monkeypatch: pytest.MonkeyPatch):
+    """A recorded step advances slots that hold nothing; their positions must not leave the model's table."""
+
+    def flash(query: Any, keys: Any, values: Any, *ends: Any, scaling: Any, used: Any, **_: Any) -> Any:
+        count = len(query)
+        mask = torch.arange(len(keys) // count)[None] < used[:, None]
+        keys, values = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (keys, values))
+        sees = {"attn_mask": mask[:, None, None], "scale": scaling, "enable_gqa": True}
+        return torch.nn.functional.scaled_dot_product_attention(query[:, :, None], keys, values, **sees)[
+            :, :, 0
+        ]
+
+    monkeypatch.setattr("distill_eval.backends.transformers.slots.uses_flash", lambda *_: True)
+    monkeypatch.setattr("distill_eval.backends.transformers.slots.flash_attention", flash)
+    model = other_model("learnt positions", MODELS)
+    read, reason = open_ragged(model)
+    assert read is not None, reason
+    long, short = texts(60, 4)
+    segments, _ = read.read([(None, long), (None, short)], [])
+    slots = make_slots(read, 2, 128)  # capacities are rounded up, beyond the 64 positions of this model
+    slots.insert([segments[1], segments[0]])
+    slots.drop([1])
+    text = list(short)
+    for token in range(3, 23):
+        logits = slots.forward(torch.tensor([token, 0]))[0]
+        text.append(token)
+        torch.testing.assert_close(logits, alone(model, tuple(text))[-1], atol=2e-5, rtol=1e-4)
+
+
 def test_folder_fixture_is_read_raggedly(tiny_model_folder: Callable[..., Path]):
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_model_folder()).eval()
     assert open_ragged(model)[0] is not None
+
+
+@pytest.mark.parametrize(
+    "rotation",
+    [
+        {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+        {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "factor": 4.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0, 3.0, 2.0, 2.0],
+            "original_max_position_embeddings": 32,
+        },
+    ],
+)
+def test_a_long_text_does_not_move_a_short_one(
+    rotation: dict[str, Any], make_backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    from distill_eval.backends.transformers import model as loading
+    from distill_eval.schema.requests import GREEDY, GenerateRequest, ScoreRequest
+    from tests.backends.transformers.made import answers_of, naive_greedy, run_plan
+
+    most = 32 if rotation["rope_type"] == "dynamic" else 128
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = llama(max_position_embeddings=most, rope_parameters=rotation).eval()
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: model)
+    backend = make_backend()
+    short, other, long = texts(17, 21, 70)
+    requests = [ScoreRequest(text, (4, 5, 6)) for text in (short, long, other)]
+    requests.append(ScoreRequest(short, long))
+    for request, answer in zip(requests, run_plan(backend, requests), strict=True):
+        if rotation["rope_type"] == "dynamic" and len(row_tokens(request)) > most:
+            continue  # transformers keeps the rotation of the longest text it ever saw
+        logits = alone(model, row_tokens(request))[-len(request.continuation) :].log_softmax(-1)
+        expected = logits[range(len(request.continuation)), list(request.continuation)].sum()
+        assert answer.logprob == pytest.approx(float(expected), abs=1e-4)
+    prompts = [GenerateRequest(text, 8, GREEDY) for text in (short, long, other)]
+    for request, answer in zip(prompts, answers_of(backend, prompts), strict=True):
+        if request.prompt == long and rotation["rope_type"] == "dynamic":
+            continue  # every token rotates anew, which no cache follows
+        assert list(answer.tokens) == naive_greedy(model, request.prompt, 8, backend.stop_tokens)

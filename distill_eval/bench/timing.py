@@ -9,6 +9,7 @@ from distill_eval.bench.workload import Workload
 from distill_eval.schema.bench import SCORE, Speed
 
 WARM_UP = 2  # questions or chats
+CLOSE = 1.15  # within so much of the best batch size's time on a part, another may be the best on all
 
 Report = Callable[[str, str, int, int, str], None]
 """Called with (engine, job, runs done, runs in all, what the last one was), first before anything is loaded."""
@@ -27,44 +28,58 @@ class Racer:
         # A batch must be full to be judged.
         items = search_items if job == SCORE else 2 * max(self._sizes, default=0)
         self._part = workload.sample(items, items)
-        self._seconds: list[float] = []
-        self._searched: dict[int, float] = {}
+        self._times: list[tuple[float, float]] = []
+        self._searched: dict[int, tuple[float, float]] = {}
         self._working_gib: float | None = None
         self._report, self._done = report, 0
         self._total = 1 + (len(self._sizes) if len(self._sizes) > 1 else 0) + repeats
         report(engine.name, job, 0, self._total, "loading")
 
     def warm_up(self) -> None:
+        if self._sizes:
+            self.engine.batch_size = self._sizes[0]
         self.engine.load()
         self._timed(self.workload.sample(WARM_UP, WARM_UP), "loaded and warmed up")
 
     def search(self) -> None:
-        """Try each batch size and keep the best; its run counts as a timed one if it was over everything."""
-        self.engine.batch_size = self._sizes[0] if self._sizes else self.engine.batch_size
-        for size in self._sizes if len(self._sizes) > 1 else ():
-            self.engine.batch_size = size
+        """Keep the best batch size on a part of the work; the best two run all of it where they are close.
+
+        What ran all of it counts as a timed run.
+        """
+        if len(self._sizes) < 2:
+            return
+        for size in self._sizes:
             try:
-                self._searched[size] = self._timed(self._part, f"batch size {size}, {self._part_size} items")
+                self._searched[size] = self._try(self._part, size)
             except Exception as error:
                 if not self._searched or not _out_of_memory(error):
                     raise
                 break  # larger ones need more
-        if self._searched:
-            self.engine.batch_size = min(self._searched, key=lambda size: self._searched[size])
-            if self._part == self.workload:
-                self._seconds.append(self._searched[self.engine.batch_size])
+        found = self._searched
+        best, *others = sorted(found, key=found.__getitem__)
+        if self._part != self.workload:
+            close = [size for size in others[:1] if found[size][0] <= CLOSE * found[best][0]]
+            if not close:
+                self.engine.batch_size = best
+                return
+            self._total += 1 + len(close)
+            found = {size: self._try(self.workload, size) for size in (best, *close)}
+            best = min(found, key=found.__getitem__)
+        self.engine.batch_size = best
+        self._times.append(found[best])
 
     def run(self) -> None:
-        self._seconds.append(self._timed(self.workload, "timed"))
+        self._times.append(self._timed(self.workload, "timed"))
 
     def result(self) -> tuple[Speed, Sequence[Any]]:
         answers = self.engine.answers(self.job)
         speed = Speed(
-            seconds=tuple(self._seconds),
+            seconds=tuple(seconds for seconds, _ in self._times),
+            cpu_seconds=tuple(cpu_seconds for _, cpu_seconds in self._times),
             amount=len(answers) if self.job == SCORE else sum(len(answer.tokens) for answer in answers),
             num_requests=len(answers),
             batch_size=self.engine.batch_size,
-            searched=self._searched,
+            searched={size: seconds for size, (seconds, _) in self._searched.items()},
             search_size=self._part_size if self._searched else 0,
             working_gib=self._working_gib,
         )
@@ -74,7 +89,12 @@ class Racer:
     def _part_size(self) -> int:
         return len(self._part.questions if self.job == SCORE else self._part.chats)
 
-    def _timed(self, workload: Workload, what: str) -> float:
+    def _try(self, workload: Workload, size: int) -> tuple[float, float]:
+        self.engine.batch_size = size
+        items = len(workload.questions if self.job == SCORE else workload.chats)
+        return self._timed(workload, f"batch size {size}, {items} items")
+
+    def _timed(self, workload: Workload, what: str) -> tuple[float, float]:
         import torch
 
         work = self.engine.score if self.job == SCORE else self.engine.generate
@@ -82,14 +102,14 @@ class Racer:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         work(workload)
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         if torch.cuda.is_available():
             self._working_gib = (torch.cuda.max_memory_allocated() - before) / 2**30
         self._done += 1
         self._report(self.engine.name, self.job, self._done, self._total, f"{what}: {seconds:.2f} s")
-        return seconds
+        return seconds, cpu_seconds
 
 
 def race(
