@@ -163,7 +163,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_ends_at_once(server: StubServer):
-    server.delay_s = 20.0
+    server.delay_s = 45.0
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, server.url],
         stdout=subprocess.PIPE,
@@ -174,6 +174,6 @@ def test_ctrl_c_ends_at_once(server: StubServer):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=40)  # less than the answers take, more than a busy machine
     assert out.split() == ["asking", "interrupted"]
     assert not re.search("Traceback|Exception|destroyed", err), err
