@@ -116,12 +116,15 @@ def _score_shared(
         targets.add(number[row], [0], [Node(0, 1, cuts[row], len(row), None, 0)], request)
     together = budget.num_tokens if model.head is not None else min(budget.num_tokens, budget.num_logits)
     beginnings = sorted(groups, key=lambda beginning: (-len(beginning), beginning))
-    for own in _batches([len(beginning) for beginning in beginnings], budget, budget.num_tokens):
+    # Padding never makes a batch wider than the longest text: its positions, too, must be some that the model has.
+    widest = max(map(len, rows))
+    sizes = [(len(beginning), max(map(len, groups[beginning])) - len(beginning)) for beginning in beginnings]
+    for own in _batches(sizes, budget, budget.num_tokens, widest):
         state = model.begin(beginnings[own])
         before = len(beginnings[own.start])
         jobs = [(place, row) for place, beginning in enumerate(beginnings[own]) for row in groups[beginning]]
         jobs.sort(key=lambda job: cuts[job[1]] - len(job[1]))
-        parts = _batches([len(row) - cuts[row] for _, row in jobs], budget, together, before)
+        parts = _batches([(len(row) - cuts[row], 0) for _, row in jobs], budget, together, widest, before)
         for part in parts:
             batch = state if part is parts[-1] else copy.deepcopy(state)
             places, read = zip(*jobs[part], strict=True)
@@ -132,16 +135,23 @@ def _score_shared(
     return targets.responses(requests)
 
 
-def _batches(lengths: Sequence[int], budget: CachedBudget, num_tokens: int, before: int = 0) -> list[slice]:
-    """Cut rows of ``lengths``, the longest first, each after ``before`` tokens, into batches with little padding."""
+def _batches(
+    sizes: Sequence[tuple[int, int]], budget: CachedBudget, num_tokens: int, widest: int, before: int = 0
+) -> list[slice]:
+    """Cut rows, the longest first, into batches with little padding.
+
+    ``sizes``: how many tokens each has, and at most how many that will be read after it. ``before``: how many there
+    are before all of them. ``widest``: the most of these together.
+    """
     batches: list[slice] = []
-    start = padding = 0
-    for end, length in enumerate(lengths):
-        width = lengths[start]
-        held = budget.cache_bytes // max(1, budget.cache.of(before + width))
+    start = padding = after = 0
+    for end, (length, following) in enumerate(sizes):
+        width = sizes[start][0]
         padding += width - length
+        after = max(after, following)
+        held = budget.cache_bytes // max(1, budget.cache.of(before + width))
         full = end - start >= min(budget.num_rows, num_tokens // width, held)
-        if end > start and (full or padding > budget.num_padding):
+        if end > start and (full or padding > budget.num_padding or before + width + after > widest):
             batches.append(slice(start, end))
-            start, padding = end, 0
-    return [*batches, slice(start, len(lengths))]
+            start, padding, after = end, 0, following
+    return [*batches, slice(start, len(sizes))]

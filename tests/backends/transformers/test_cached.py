@@ -148,6 +148,30 @@ def test_texts_of_many_lengths_are_not_padded_to_the_longest(monkeypatch: pytest
     assert sum(read) == 3 * 9 + 3 * 41 + 2 * len(requests)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neo"])
+def test_padding_stays_within_the_positions_of_real_texts(kind: str):
+    """Tables of learnt positions and of masks end where the checkpoint's positions do."""
+    sizes: dict[str, Any] = {"vocab_size": 100, "bos_token_id": None, "eos_token_id": None}
+    if kind == "gpt2":
+        config: Any = transformers.GPT2Config(**sizes, n_positions=64, n_embd=32, n_layer=3, n_head=4)
+    else:
+        config = transformers.GPTNeoConfig(
+            **sizes, max_position_embeddings=64, hidden_size=32, num_layers=2, num_heads=4, window_size=6,
+            attention_types=[[["global", "local"], 1]])  # fmt: skip
+    model = other_model(kind, {kind: lambda: transformers.AutoModelForCausalLM.from_config(config)})
+    shared, reason = open_cached(model)
+    assert reason == ""
+    assert shared is not None
+    long, short = tuple(range(3, 63)), tuple(range(63, 73))
+    requests = [ScoreRequest(long, tokens) for tokens in ((5, 6, 7), (8, 9, 10, 11))]
+    requests += [ScoreRequest(short, (*range(start, start + 40),)) for start in (20, 21)]
+    budget = dataclasses.replace(BUDGET, num_padding=1000)
+    for request, answer in zip(
+        requests, score_batch(shared, requests, budget, score_plainly(model)), strict=True
+    ):
+        assert answer.logprob == pytest.approx(plain_logprob(model, request)[0], abs=ROUNDING)
+
+
 def test_more_choices_take_no_more_memory():
     model = other_model("sliding")
     shared, _ = open_cached(model)
