@@ -1,12 +1,13 @@
 """Tiny random teachers of every supported kind, and students of them whose mixers do something."""
 
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+
+from tests.distill.untuned import untune
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -26,30 +27,13 @@ SIZES: dict[str, Any] = {
 
 @pytest.fixture(scope="session", autouse=True)
 def untuned_kernels() -> Iterator[None]:
-    """Take the first configuration of a triton kernel that runs: tuning takes minutes and is not what is tested."""
-    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+    """Tuning is not what is tested."""
+    if not torch.cuda.is_available():
         yield
         return
-    from triton.runtime.autotuner import Autotuner
-    from triton.runtime.errors import OutOfResources
-
-    tuned = Autotuner.run
-
-    def run(self, *args, **kwargs):
-        configs = self.configs
-        for config in configs:
-            self.configs = [config]
-            try:
-                return tuned(self, *args, **kwargs)
-            except OutOfResources:
-                continue
-            finally:
-                self.configs = configs
-        raise OutOfResources(0, 0, "every configuration")
-
-    Autotuner.run = run
+    undo = untune()
     yield
-    Autotuner.run = tuned
+    undo()
 
 
 # Which of the four layers keep attention.
