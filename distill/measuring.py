@@ -1,0 +1,48 @@
+"""How near a student is to its teacher on text that neither is trained on."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from distill.data.batch import Batch
+from distill.recipe import LossRecipe
+
+
+@torch.no_grad()
+def measure(
+    student: Any, teacher: Any, batches: Sequence[Batch], accelerator: Accelerator | None = None
+) -> dict[str, float]:
+    """Return ``kl`` (teacher || student, nats a token), ``perplexity`` and ``teacher_perplexity`` of the supervised tokens.
+
+    Both models are of ``distill.hybrid`` (a teacher: a conversion that keeps all attention) on the batches' device. With
+    an ``accelerator`` each process gives its own batches, maybe none, and all get the numbers of all.
+    """
+    from distill.losses import distillation_loss
+
+    both, own = LossRecipe(objective="kl", ce_weight=1.0), LossRecipe(objective="sft")
+    device = next(student.parameters()).device
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    for batch in batches:
+        hidden, teacher_hidden = (
+            model.model(input_ids=batch.input_ids, cu_seqlens=batch.cu_seqlens).last_hidden_state[0][
+                batch.supervised
+            ]
+            for model in (student, teacher)
+        )
+        heads = student.lm_head.weight, teacher.lm_head.weight
+        targets = batch.targets[batch.supervised]
+        losses = distillation_loss(hidden, heads[0], teacher_hidden, heads[1], targets, both)
+        teacher_losses = distillation_loss(teacher_hidden, heads[1], None, None, targets, own)
+        count = torch.tensor(float(batch.num_supervised), device=device)
+        sums += torch.stack([losses.kl, losses.ce, teacher_losses.total, count]).double()
+    if accelerator is not None:
+        sums = accelerator.reduce(sums, "sum")
+    kl, ce, teacher_ce, count = sums.tolist()
+    return {
+        "kl": kl / max(count, 1),
+        "perplexity": math.exp(min(ce / max(count, 1), 700)),
+        "teacher_perplexity": math.exp(min(teacher_ce / max(count, 1), 700)),
+    }

@@ -1,0 +1,4 @@
+"""Imported once by the process that test processes are forked from, so that each does not take seconds to start."""
+
+import distill.trainer
+import tests.distill.training.fakes  # noqa: F401
