@@ -86,7 +86,7 @@ def test_a_template_whose_prompt_does_not_begin_the_answer(make_tokenizer) -> No
 def test_what_the_template_refuses_and_a_missing_template(make_tokenizer) -> None:
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     chat = [{"role": "system", "content": "x"}]
-    with pytest.raises(DataError, match="here: the chat template refuses these messages .*no system"):
+    with pytest.raises(DataError, match=r"here: the chat template refuses these messages .*no system"):
         Encoder(make_tokenizer(template)).chats([chat], ["here"], completion=False)
     with pytest.raises(DataError, match="here: the tokenizer has no chat template"):
         Encoder(make_tokenizer(None)).chats([chat], ["here"], completion=False)
