@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,7 @@ def _inside(offsets: list[tuple[int, int]], spans: Sequence[Span]) -> np.ndarray
     """Which tokens lie wholly within one of the spans of characters."""
     if not offsets:
         return np.zeros(0, bool)
-    begin, end = np.array(offsets).T
+    begin, end = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(offsets)).reshape(-1, 2).T
     # Some tokenizers leave a token's leading space out of its offsets; it is the token's all the same.
     begin = np.minimum(begin, np.concatenate([[0], end[:-1]]))
     inside = np.zeros(len(offsets), bool)

@@ -245,7 +245,7 @@ def choose_column(recipe: SourceRecipe, columns: Sequence[str]) -> tuple[str, bo
 def check_document(value: Any, where: str, chat: bool) -> Value:
     """Return a document in the form that training takes: text, or messages with role and content."""
     if not chat:
-        if not isinstance(value, str):
+        if not _is_text(value):
             raise DataError(f"{where}: {_kind(value)} where text should be")
         return value
     if not isinstance(value, list) or not value:
@@ -259,7 +259,7 @@ def check_document(value: Any, where: str, chat: bool) -> Value:
             role = message.pop("from")
             message = {"role": _ROLES.get(role, role), "content": message.pop("value"), **message}
         for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
+            if not _is_text(message.get(key)):
                 raise DataError(f"{where}: a message's {key} is {_kind(message.get(key))}; it should be text")
         messages.append(message)
     return messages
@@ -299,5 +299,14 @@ def _latest_revision(name: str) -> str | None:
         return None  # unknown, and no reason to stop
 
 
+def _is_text(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and (value.isascii() or bool(value.encode()))
+    except UnicodeEncodeError:  # JSON can hold halves of characters ("\\ud800"), which no tokenizer takes
+        return False
+
+
 def _kind(value: Any) -> str:
+    if isinstance(value, str) and not _is_text(value):
+        return "text with half a character (an unpaired surrogate)"
     return "nothing" if value is None or value == [] else f"a value of type {type(value).__name__}"

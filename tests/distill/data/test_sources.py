@@ -141,6 +141,7 @@ def test_conversations_become_messages() -> None:
         (b'{"messages": "a"}\n', {}, "line 1: a value of type str where a list of messages should be"),
         (b'{"messages": [{"role": "user"}]}\n', {}, "line 1: a message's content is nothing; it should be text"),
         (b'{"messages": ["a"]}\n', {}, "line 1: a value of type str where a message with role"),
+        (b'{"text": "\\ud83d."}\n', {}, "line 1: text with half a character"),
         (b'{"text": "a"}\n', {"held_out": 1}, "held_out 1 leaves nothing of 1 documents"),
     ],
 )  # fmt: skip
