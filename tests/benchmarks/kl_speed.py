@@ -1,17 +1,19 @@
 """Forward KL from hidden states and heads, forward and backward: time a row and peak memory, beside two others.
 
     python -m tests.benchmarks.kl_speed                      # on CUDA, Qwen3-0.6B's width and vocabulary, bfloat16
-    python -m tests.benchmarks.kl_speed --kernels 2048:8,4096:16,8192:16
+    python -m tests.benchmarks.kl_speed --kernels 4096:8,4096:16,8192:16 --chunks 0.75,3
     python -m tests.benchmarks.kl_speed --device cpu --rows 64 --plain-rows 32 --width 32 --vocabulary 1003
 
 "ours" is ``distill.losses`` with a frozen head, "ours, head too" with the head's gradient, "value only" without any;
 "plain" is torch's kl_div over the float32 logits of all rows, of which there are fewer for want of memory; "fla" its
 FusedKLDivLoss, where that is installed. Peak memory is what a call adds to its inputs. TFLOP/s count the products of
 hidden states and heads alone: 2 * width * vocabulary for each model's logits and for each gradient. With OUT set, the
-figures go to $OUT/kl_speed.json. ``--kernels`` also times ours for pairs of the kernel's BLOCK and NUM_WARPS.
+figures go to $OUT/kl_speed.json. ``--kernels`` also times ours for pairs of the kernel's BLOCK and NUM_WARPS,
+``--chunks`` for other sizes than CHUNK_BYTES.
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--kernels", default="", help="BLOCK:NUM_WARPS, comma-separated")
+    parser.add_argument("--chunks", default="", help="GiB of logits a chunk, comma-separated")
     arguments = parser.parse_args()
     cases: dict[str, tuple[Callable, int, int]] = {  # what to run, on how many rows, how many products
         "ours": (ours, arguments.rows, 3),
@@ -49,6 +52,9 @@ def main() -> None:
         cases["fla"] = (fla, arguments.rows, 3)
     for pair in filter(None, arguments.kernels.split(",")):
         cases[f"ours, {pair}"] = (with_kernel(*map(int, pair.split(":"))), arguments.rows, 3)
+    for gib in filter(None, arguments.chunks.split(",")):
+        chunk_bytes = int(float(gib) * 2**30)
+        cases[f"ours, {gib} GiB"] = (functools.partial(ours, chunk_bytes=chunk_bytes), arguments.rows, 3)
     figures: dict[str, Any] = {**stamp(), "arguments": vars(arguments), "cases": {}}
     print(
         f"{'':20}{'rows':>8}{'first s':>9}{'us/row':>9}{'rows/s':>11}{'TFLOP/s':>9}{'peak GiB':>10}{'KL/row':>11}"
@@ -115,10 +121,9 @@ def reset_peak() -> int:
     return torch.cuda.memory_allocated()
 
 
-def ours(student_hidden, student_head, teacher_hidden, teacher_head) -> torch.Tensor:
-    total = distillation_loss(
-        student_hidden, student_head, teacher_hidden, teacher_head, None, LossRecipe()
-    ).total
+def ours(student_hidden, student_head, teacher_hidden, teacher_head, chunk_bytes=None) -> torch.Tensor:
+    models = (student_hidden, student_head, teacher_hidden, teacher_head)
+    total = distillation_loss(*models, None, LossRecipe(), chunk_bytes=chunk_bytes).total
     total.backward()
     return total.detach()
 
