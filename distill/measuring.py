@@ -8,7 +8,24 @@ import torch
 from accelerate import Accelerator
 
 from distill.data.batch import Batch
+from distill.hybrid import HybridForCausalLM
+from distill.losses import distillation_loss
+from distill.packing import PACKED_SDPA
 from distill.recipe import LossRecipe
+from distill.stages import layer_arguments
+
+
+def last_states(model: Any, batch: Batch) -> torch.Tensor:
+    """Return the hidden states [N, d] that the head of a student or a Llama, Qwen2 or Qwen3 model reads."""
+    if isinstance(model, HybridForCausalLM):
+        return model.model(input_ids=batch.input_ids, cu_seqlens=batch.cu_seqlens).last_hidden_state[0]
+    if model.config._attn_implementation == "sdpa":
+        model.config._attn_implementation = PACKED_SDPA
+    states = model.model.embed_tokens(batch.input_ids)
+    arguments = layer_arguments(model.model, states, batch)
+    for layer in model.model.layers:
+        states = layer(states, **arguments)
+    return model.model.norm(states)[0]
 
 
 @torch.no_grad()
@@ -17,21 +34,14 @@ def measure(
 ) -> dict[str, float]:
     """Return ``kl`` (teacher || student, nats a token), ``perplexity`` and ``teacher_perplexity`` of the supervised tokens.
 
-    Both models are of ``distill.hybrid`` (a teacher: a conversion that keeps all attention) on the batches' device. With
-    an ``accelerator`` each process gives its own batches, maybe none, and all get the numbers of all.
+    Ordinary models of one dtype on the batches' device. With an ``accelerator`` each process gives its own batches,
+    maybe none, and all get the numbers of all.
     """
-    from distill.losses import distillation_loss
-
     both, own = LossRecipe(objective="kl", ce_weight=1.0), LossRecipe(objective="sft")
     device = next(student.parameters()).device
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches:
-        hidden, teacher_hidden = (
-            model.model(input_ids=batch.input_ids, cu_seqlens=batch.cu_seqlens).last_hidden_state[0][
-                batch.supervised
-            ]
-            for model in (student, teacher)
-        )
+        hidden, teacher_hidden = (last_states(model, batch)[batch.supervised] for model in (student, teacher))
         heads = student.lm_head.weight, teacher.lm_head.weight
         targets = batch.targets[batch.supervised]
         losses = distillation_loss(hidden, heads[0], teacher_hidden, heads[1], targets, both)

@@ -22,9 +22,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Models:
-    """``teacher`` is a student with all of its attention, frozen, on the run's device; ``student`` waits on the CPU."""
+    """``teacher`` is frozen, on the run's device; ``student``, as stages begin with it, waits on the CPU."""
 
-    teacher: HybridForCausalLM
+    teacher: Any
     student: HybridForCausalLM
     tokenizer: Any
     dtype: torch.dtype  # of products
@@ -64,10 +64,8 @@ def open_models(recipe: Recipe, accelerator: Accelerator, cache_dir: Path) -> Mo
     else:
         student = load_model(start, device="cpu", dtype=dtype, attention="sdpa")
         _check_shapes(recipe, teacher, start, loaded.config, student)
-    # The same numbers as the teacher's own class gives, for packed documents too.
-    packed = convert(loaded, attention_layers=range(loaded.config.num_hidden_layers)).eval()
     return Models(
-        teacher=packed.requires_grad_(False).to(accelerator.device),
+        teacher=loaded.requires_grad_(False).to(accelerator.device),
         student=student,
         tokenizer=tokenizer,
         dtype=DTYPES[dtype],

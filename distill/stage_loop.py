@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,15 @@ from distill.checkpointing import (
     step_checkpoints,
 )
 from distill.data.batch import Batch
+from distill.data.stream import RowStream, held_out_rows
 from distill.diagnosis import describe_fault
 from distill.measuring import measure
 from distill.opening import Models
+from distill.precision import PartlyTrainedLinear
 from distill.progress import Reporter, mfu, peak_flops
 from distill.recipe import Recipe
 from distill.schedule import make_schedule, num_steps
+from distill.stages import make_stage
 from distill.strategies import Strategy, Zero2, main_only, stop_together, whole
 
 HELD_OUT_ROWS = 32
@@ -66,9 +69,6 @@ class StageLoop:
     """Stage ``index`` of a run, at its newest checkpoint or at its start."""
 
     def __init__(self, run: Run, index: int) -> None:
-        from distill.data.stream import RowStream, held_out_rows
-        from distill.stages import make_stage
-
         self.run, self.name = run, run.recipe.stages[index]
         self.recipe, self.training = run.recipe.stage[self.name], run.recipe.training
         self.accelerator, self.device = run.accelerator, run.accelerator.device
@@ -79,16 +79,15 @@ class StageLoop:
 
         found = step_checkpoints(run.out, self.name)
         before = checkpoint_folder(run.out, run.recipe.stages[index - 1], None) if index else None
-        source = found[-1] if found else before
         student = copy.deepcopy(run.models.student)
-        if (
-            source is not None
-        ):  # from the file even when the last stage ended just now: resumed or not, the same
-            load_weights(student, load_tensors(source, WEIGHTS))
+        if before is not None:  # from the file even when it was written just now: resumed or not, the same
+            load_weights(student, load_tensors(before, WEIGHTS))
         student.to(self.device)
         self.stage: Any = make_stage(student, run.models.teacher, self.recipe, run.models.dtype).to(
             self.device
         )
+        if found:  # as the stage holds them, which may be in parts
+            load_weights(student, load_tensors(found[-1], WEIGHTS))
         kind = Zero2 if self.training.strategy == "zero2" else Strategy
         self.strategy = kind(self.accelerator, self.stage, self.recipe, self.training.strategy)
         self.schedule = make_schedule(self.strategy.optimizer, self.recipe)
@@ -120,7 +119,7 @@ class StageLoop:
     def finish(self) -> None:
         """Take the steps that are left; KeyboardInterrupt, with a checkpoint saved, when asked to stop."""
         first, all_s, window_s, window_steps = self.at.step, 0.0, 0.0, 0
-        peak, flops = peak_flops(self.device), self.stage.flops_per_token(self.recipe.sequence_length)
+        peak, flops = peak_flops(self.device), self.stage.flops_per_token()
         try:
             while self.at.step < self.num_steps:
                 started = time.perf_counter()
@@ -249,10 +248,24 @@ class StageLoop:
     @torch.no_grad()
     def _fill(self, student: Any) -> None:
         """Give an ordinary student, in the run's dtype, the weights of now."""
-        for (_, mine), (_, theirs) in zip(
-            student.named_parameters(), self.stage.student.named_parameters(), strict=True
-        ):
-            mine.copy_(whole(theirs))
+        weights = dict(student.named_parameters())
+        for name, value in self._ordinary_weights():
+            weights[name].copy_(value)
+
+    def _ordinary_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield whole weights by the names of a student outside of a stage, rows that are trained in their places."""
+        student = self.stage.student
+        for name, parameter in student.named_parameters():
+            folder, _, last = name.rpartition(".")
+            module = student.get_submodule(folder)
+            if not isinstance(module, PartlyTrainedLinear):
+                yield name, whole(parameter)
+            elif last == "weight":
+                value = whole(parameter).float().clone()
+                value[module.part] = whole(module.rows)
+                yield name, value
+            elif last != "rows":
+                yield name, whole(parameter)
 
     def save(self, end: bool = False) -> None:
         """Write the checkpoint of this step, or of the stage's end."""
@@ -261,11 +274,11 @@ class StageLoop:
             "position": asdict(self.at),
             "cursor": self.stream.cursor(),
             "metrics_position": self.run.reporter.position(),
-            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+            "schedule": self.schedule.state_dict(),
             "random": gather_object([random_state(self.device)]),
             "held_out": self.held_out_metrics,
         }
-        weights = self._collect(self.stage.student.named_parameters())
+        weights = self._collect(self._ordinary_weights() if end else self.stage.student.named_parameters())
         moments = None if end else self._collect(self.strategy.optimizer_state())
 
         def write() -> None:

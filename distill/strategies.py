@@ -27,6 +27,7 @@ from distill_eval.errors import OptionError, TrainingError, UserError
 
 # Longer than any step and any checkpoint; afterwards whoever waits for a lost process ends with an error.
 EXIT_USER_ERROR = 2
+MOMENTS = ("exp_avg", "exp_avg_sq")
 TIMEOUT = timedelta(minutes=10)
 
 
@@ -87,9 +88,8 @@ class Strategy:
     def __init__(self, accelerator: Accelerator, stage: Any, recipe: StageRecipe, name: str) -> None:
         self.accelerator, self.clip = accelerator, recipe.clip
         if name == "fsdp2":
-            # The alignment stages call parts of layers, which would go past the layers' own hooks: one group there.
-            for layer in stage.student.model.layers if recipe.target is None else ():
-                fully_shard(layer)
+            for unit in stage.units():
+                fully_shard(unit)
             fully_shard(stage)
         self.parameters: dict[str, nn.Parameter] = stage.trainable()
         self.optimizer: Any = make_optimizer(self.parameters, recipe)
@@ -167,7 +167,7 @@ class Zero2(Strategy):
             "zero_optimization": {"stage": 2},
             "zero_allow_untested_optimizer": True,
         }
-        engine, self.optimizer, *_ = deepspeed.initialize(
+        engine, self._sharded, *_ = deepspeed.initialize(
             model=stage, optimizer=self.optimizer, config=config, dist_init_required=False
         )
         return engine
@@ -181,21 +181,38 @@ class Zero2(Strategy):
         self.model.backward(loss)
 
     def gradient_norm(self) -> torch.Tensor:
-        return torch.as_tensor(self.optimizer.scaled_global_norm())
+        return torch.as_tensor(self._sharded.scaled_global_norm())
 
     def step(self, norm: float) -> None:
         self.model.step()
 
+    def _link(self) -> None:
+        """Let DeepSpeed find each parameter's part of the state; by itself it does so for the first group alone."""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        flats = self._sharded.single_partition_of_fp32_groups
+        for parameters, flat in zip(self._sharded.bit16_groups, flats, strict=True):
+            lazy_init_hp_params_optimizer_state(parameters, flat, self.optimizer.state)
+
     def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link()
+        step = next(iter(self.optimizer.state.values()))["step"]
         for name, parameter in self.parameters.items():
-            for kind in ("exp_avg", "exp_avg_sq"):
+            yield f"{name}/step", step.clone()
+            for kind in MOMENTS:
                 yield f"{name}/{kind}", safe_get_full_optimizer_state(parameter, kind)
 
     def load_optimizer_state(self, values: Mapping[str, torch.Tensor]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        for key, value in values.items():
-            name, kind = key.rsplit("/", 1)
-            safe_set_full_optimizer_state(self.parameters[name], value, kind)
+        steps = {key.rsplit("/", 1)[1]: value for key, value in values.items()}["step"]
+        for flat in self._sharded.single_partition_of_fp32_groups:
+            step = steps.to(flat.device if self.optimizer.defaults["fused"] else "cpu", copy=True)
+            self.optimizer.state[flat] = {"step": step} | {kind: torch.zeros_like(flat) for kind in MOMENTS}
+        self._link()
+        for name, parameter in self.parameters.items():
+            for kind in MOMENTS:
+                value = values[f"{name}/{kind}"].to(parameter.device)
+                safe_set_full_optimizer_state(parameter, value, kind)

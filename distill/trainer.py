@@ -28,6 +28,7 @@ from distill.export import write_student
 from distill.opening import open_models, stage_provenance
 from distill.progress import Reporter, package_missing
 from distill.recipe import Recipe
+from distill.recipes import load_recipe, write_recipe
 from distill.stage_loop import Run, StageLoop
 from distill.strategies import main_only, start_accelerator
 from distill_eval.checkpoints.build import unwritable
@@ -82,8 +83,6 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path | None = None, as_json: 
 
 def _begin(recipe: Recipe, out: Path) -> None:
     """Make ``out``, or see that it is of this recipe."""
-    from distill.recipes import load_recipe, write_recipe
-
     written = out / RECIPE_FILE
     if written.exists():
         check_same_recipe(load_recipe(str(written)), recipe, out)

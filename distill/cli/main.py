@@ -16,6 +16,7 @@ EXIT_INTERRUPTED = 130
 COMMANDS = {
     "convert": "distill.cli.convert:convert_command",
     "export": "distill.cli.export:export_command",
+    "recipes": "distill.cli.recipes:recipes_command",
     "train": "distill.cli.train:train_command",
 }
 

@@ -1,19 +1,15 @@
-"""Small stand-ins under the trainer: a stage, a stream of rows, a loss, recipes on disk; and processes to run them in."""
+"""A stream of toy rows and faults under the trainer, and fresh processes to run it in."""
 
-import dataclasses
+import itertools
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from distill.data.batch import Batch
 from distill.recipe import DataRecipe, Recipe, SourceRecipe, StageRecipe, StudentRecipe, TrainingRecipe
@@ -21,14 +17,16 @@ from distill.recipe import DataRecipe, Recipe, SourceRecipe, StageRecipe, Studen
 LENGTH = 16
 
 
-def make_recipe(teacher: Path, *, stages: int = 2, steps: int = 4, stage: Any = None, **training: Any) -> Recipe:
+def make_recipe(
+    teacher: Path, *, stages: int = 2, steps: int = 4, stage: Any = None, **training: Any
+) -> Recipe:
     """An alignment stage and a whole-student one of ``steps`` steps of four rows each."""
     common = {
         "data": "text", "lr": 3e-3, "sequence_length": LENGTH, "batch_size": 4, "micro_batch_size": 1,
         "tokens": steps * 4 * LENGTH, **(stage or {}),
     }  # fmt: skip
     all_stages = {
-        "align": StageRecipe(target="mixer", train=("mixers",), **common),
+        "align": StageRecipe(target="mixer", train=("query_key",), **common),
         "distill": StageRecipe(train=("mixers", "mlp", "norms"), **common),
     }
     names = ("align", "distill")[2 - stages :] if stages < 2 else ("align", "distill")
@@ -87,77 +85,11 @@ def held_out_rows(data, tokenizer, sequence_length: int, num_rows: int) -> list[
     return stream.step(3, 1)
 
 
-@dataclasses.dataclass
-class Losses:
-    total: torch.Tensor
-    kl: torch.Tensor
-    ce: torch.Tensor
-
-
-def distillation_loss(hidden, head, teacher_hidden, teacher_head, targets, recipe) -> Losses:
-    logits = F.log_softmax(hidden @ head.T, -1)
-    ce = F.nll_loss(logits, targets, reduction="sum")
-    if recipe.objective == "sft":
-        return Losses(ce, ce.detach() * 0, ce.detach())
-    teacher = F.log_softmax(teacher_hidden @ teacher_head.T, -1)
-    kl = F.kl_div(logits, teacher, reduction="sum", log_target=True)
-    return Losses(kl + recipe.ce_weight * ce, kl.detach(), ce.detach())
-
-
-class Stage(nn.Module):
-    """The contract of distill.stages; ``fault`` (stage's name is not known to it) spoils a step's numbers."""
-
-    def __init__(self, student: Any, teacher: Any, recipe: StageRecipe) -> None:
-        super().__init__()
-        self.student, self.recipe, self.calls = student.train(), recipe, 0
-        object.__setattr__(self, "teacher", teacher)
-        groups = {"mixers": "self_attn", "mlp": "mlp", "norms": "norm"}
-        for name, parameter in student.named_parameters():
-            layer = name.split(".")[2] if ".layers." in name else ""
-            parts = [groups[group] for group in recipe.train]
-            attention = "self_attn" in name and int(layer) in student.config.attention_layers
-            parameter.requires_grad_(any(part in name for part in parts) and not attention)
-            if recipe.target and not layer:
-                parameter.requires_grad_(False)
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.student.named_parameters() if p.requires_grad}
-
-    def count(self, batch: Batch) -> int:
-        return batch.num_tokens if self.recipe.target else batch.num_supervised
-
-    def flops_per_token(self, sequence_length: int) -> float:
-        return 6.0 * sum(parameter.numel() for parameter in self.student.parameters())
-
-    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        self.calls += 1
-        arguments = {"input_ids": batch.input_ids, "cu_seqlens": batch.cu_seqlens}
-        with torch.no_grad():
-            theirs = self.teacher.model(**arguments, output_hidden_states=True)
-        if self.recipe.target:
-            # Part of a layer without the layer: what FSDP2's hooks on layers would miss.
-            loss = torch.zeros(())
-            for i, layer in enumerate(self.student.model.layers):
-                if i not in self.student.config.attention_layers:
-                    states = theirs.hidden_states[i]
-                    mixed = layer.self_attn(
-                        layer.input_layernorm(states), attention_mask=None, position_embeddings=None,
-                        cu_seqlens=batch.cu_seqlens,
-                    )[0]  # fmt: skip
-                    loss = loss + (mixed - theirs.hidden_states[i + 1]).square().mean(-1).sum()
-            loss = loss if batch.num_tokens else loss * 0.0
-            return {"loss": fault(loss, self.calls), "layer_0": loss.detach()}
-        ours = self.student.model(**arguments).last_hidden_state[0][batch.supervised]
-        losses = distillation_loss(
-            ours, self.student.lm_head.weight, theirs.last_hidden_state[0][batch.supervised],
-            self.teacher.lm_head.weight, batch.targets[batch.supervised], self.recipe.loss,
-        )  # fmt: skip
-        return {"loss": fault(losses.total, self.calls), "kl": losses.kl}
-
-
 def fault(loss: torch.Tensor, call: int) -> torch.Tensor:
     """What the environment asks for in one call of forward: KILL_AT, NAN_AT, GRADIENT_AT or EXPLODE_AT = number."""
-    if call == int(os.environ.get("KILL_AT", 0)) and os.environ.get("KILL_RANK", "0") == os.environ.get("RANK", "0"):
+    if call == int(os.environ.get("KILL_AT", 0)) and os.environ.get("KILL_RANK", "0") == os.environ.get(
+        "RANK", "0"
+    ):
         os.kill(os.getpid(), signal.SIGKILL)
     if call == int(os.environ.get("STOP_AT", 0)):
         os.kill(os.getpid(), signal.SIGINT)
@@ -169,27 +101,29 @@ def fault(loss: torch.Tensor, call: int) -> torch.Tensor:
 
 
 def install() -> None:
-    """Put the stand-ins where the trainer imports from."""
+    """Put the stream where the trainer takes it from, and ``fault`` into the stages it makes."""
+    from distill import stage_loop
 
-    def write_recipe(recipe: Recipe, path: Path) -> None:
-        path.write_bytes(pickle.dumps(recipe))
+    make = stage_loop.make_stage
 
-    modules = {
-        "distill.stages": {"make_stage": lambda student, teacher, stage, dtype: Stage(student, teacher, stage)},
-        "distill.data.stream": {"RowStream": RowStream, "held_out_rows": held_out_rows},
-        "distill.losses": {"distillation_loss": distillation_loss},
-        "distill.recipes": {
-            "write_recipe": write_recipe,
-            "load_recipe": lambda path, overrides=(): pickle.loads(Path(path).read_bytes()),
-        },
-    }
-    for name, attributes in modules.items():
-        module = types.ModuleType(name)
-        module.__dict__.update(attributes)
-        sys.modules[name] = module
+    def make_faulty_stage(*arguments: Any) -> Any:
+        stage, calls = make(*arguments), itertools.count(1)
+        forward = stage.forward
+
+        def faulty(batch: Batch) -> dict[str, torch.Tensor]:
+            outputs = forward(batch)
+            return outputs | {"loss": fault(outputs["loss"], next(calls))}
+
+        stage.forward = faulty
+        return stage
+
+    stage_loop.make_stage = make_faulty_stage
+    stage_loop.RowStream, stage_loop.held_out_rows = RowStream, held_out_rows
 
 
-def _work(function: str, arguments: tuple, rank: int, world: int, port: int, log: Path, variables: dict) -> None:
+def _work(
+    function: str, arguments: tuple, rank: int, world: int, port: int, log: Path, variables: dict
+) -> None:
     os.environ.update(variables)
     if world > 1:
         os.environ |= {
