@@ -26,6 +26,7 @@ GLOBAL_ROWS = 8  # of stage 3's length; stages 1 and 2 get as many tokens
 TRAINED = ("mixers", "mlp", "norms")
 OPTIMIZER: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.95), "weight_decay": 0.1}
 CLIP = 1.0
+TINY = {"num_hidden_layers": 4}  # of student_speed's tiny, which has as many layers as the large one
 STAGES: dict[str, dict[str, Any]] = {
     "stage1": {"target": "mixer", "train": ("query_key",)},
     "stage2": {"target": "block", "train": ("mixers",)},
@@ -63,15 +64,25 @@ def make_teacher(options: Options) -> Any:
     """Return a teacher with random weights, frozen, as transformers makes it."""
     torch.manual_seed(0)
     with torch.device(options.device):
-        teacher = Qwen3ForCausalLM(Qwen3Config(**SIZES[options.size])).to(options.dtype)
+        teacher: Any = Qwen3ForCausalLM(Qwen3Config(**geometry(options)))
+    teacher.to(options.dtype)
     teacher.set_attn_implementation("sdpa")
     return teacher.eval().requires_grad_(False)
+
+
+def geometry(options: Options) -> dict[str, Any]:
+    return SIZES[options.size] | (TINY if options.size == "tiny" else {})
+
+
+def kept_layers(num_layers: int) -> tuple[int, ...]:
+    """Return the layers that keep attention."""
+    return tuple(layer for layer in ATTENTION_LAYERS if layer < num_layers)
 
 
 def make_student(teacher: Any) -> Any:
     """Return the teacher's untrained Hybrid-KDA student, in its dtype."""
     with torch.device(teacher.device):
-        return convert(teacher, attention_layers=ATTENTION_LAYERS, mixer="kda")
+        return convert(teacher, attention_layers=kept_layers(teacher.config.num_hidden_layers), mixer="kda")
 
 
 def make_rows(
@@ -136,6 +147,7 @@ class FixedRows:
 def open_loop(options: Options, name: str, micro_rows: int, strategy: str = "auto", times: int = 1) -> Any:
     """Return the trainer's loop over a stage, on fixed rows in place of data; ``times`` as many rows as usual."""
     from accelerate import Accelerator
+
     from distill.opening import Models
     from distill.progress import Reporter
     from distill.stage_loop import Run, StageLoop
@@ -167,7 +179,7 @@ def open_loop(options: Options, name: str, micro_rows: int, strategy: str = "aut
     recipe = Recipe(
         name="training_speed",
         teacher="random",
-        student=StudentRecipe(ATTENTION_LAYERS),
+        student=StudentRecipe(kept_layers(teacher.config.num_hidden_layers)),
         data={"rows": DataRecipe(sources=())},
         stage={name: stage},
         stages=(name,),
@@ -190,10 +202,10 @@ def convert_all_attention(teacher: Any) -> Any:
 
 
 def ours(options: Options, report: Callable[[dict[str, Any]], None]) -> None:
-    """Time the trainer's own steps of each stage, at every size of micro-batch."""
+    """Time the trainer's own steps of each stage; stage 3 at every size of micro-batch, the others at the largest."""
     for name in options.stages:
         num_rows, length, _ = options.rows(name)
-        for rows in options.micro_rows:
+        for rows in options.micro_rows if name == "stage3" else (max(options.micro_rows),):
             micro_rows = rows * num_rows // GLOBAL_ROWS  # as many tokens in every stage
             loop = open_loop(options, name, micro_rows)
             found = guarded(timed, make_step(loop), num_rows * length, options)
@@ -203,11 +215,11 @@ def ours(options: Options, report: Callable[[dict[str, Any]], None]) -> None:
                     "stage": name,
                     "micro_rows": micro_rows,
                     "sequence_length": length,
-                    "flops_per_token": loop.stage.flops_per_token(),
+                    "flops_per_token": loop.stage.flops_per_token(length),
                     **found,
                 }
             )
-            if options.profile and rows == options.micro_rows[-1]:
+            if options.profile and rows == max(options.micro_rows):
                 profile(loop._step, options, f"ours, {name}, micro-batches of {micro_rows} rows")
             del loop
             free(options)
@@ -275,6 +287,8 @@ class Clock:
     def tick(self) -> None:
         now = self._now()
         self.seconds.append(now - self.last)
+        if len(self.seconds) <= self.options.warm_up and os.environ.get("RANK", "0") == "0":
+            print(f"  warm-up step {len(self.seconds)}: {self.seconds[-1]:.2f} s", flush=True)
         if self.cuda and len(self.seconds) == self.options.warm_up:
             torch.cuda.reset_peak_memory_stats()
         if self.cuda and len(self.seconds) == self.options.warm_up - 1:
@@ -322,19 +336,30 @@ def guarded(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, A
     """Return what ``work`` returns, or that memory did not suffice."""
     try:
         return work(*arguments)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        text = str(error)
+        if (
+            "out of memory" not in text and "ALLOC_FAILED" not in text
+        ):  # Triton and cuBLAS have words of their own
+            raise
         # The text alone: the traceback would keep the step's tensors.
-        return {"out_of_memory": str(error).partition(". ")[0]}
+        return {"out_of_memory": ". ".join(text.split(". ")[:2])}
 
 
-def first_that_fits(options: Options, run: Callable[[int], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield what ``run`` finds at each size of micro-batch, the largest first, up to the first that fits."""
-    for micro_rows in sorted(options.micro_rows, reverse=True):
+def largest_and_smallest(
+    options: Options, run: Callable[[int], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield what ``run`` finds at the sizes of micro-batch, the largest first, up to the first that fits; and at the
+    smallest, which takes the least memory."""
+    sizes = sorted(options.micro_rows, reverse=True)
+    fits = False
+    for micro_rows in sizes:
+        if fits and micro_rows != sizes[-1]:
+            continue
         found = guarded(run, micro_rows)
         free(options)
+        fits = fits or "out_of_memory" not in found
         yield {"stage": "stage3", "micro_rows": micro_rows, "sequence_length": options.rows()[1], **found}
-        if "out_of_memory" not in found:
-            return
 
 
 def free(options: Options) -> None:
@@ -367,5 +392,6 @@ def profile(step: Callable[[], Any], options: Options, title: str) -> None:
 
 
 def from_json(text: str) -> Options:
-    values = json.loads(text)
-    return Options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = json.loads(text)
+    lists: Any = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+    return Options(**values | lists)

@@ -22,7 +22,7 @@ from tests.benchmarks.training_cases import (
     TRAINED,
     Clock,
     Options,
-    first_that_fits,
+    largest_and_smallest,
     make_rows,
     make_student,
     make_teacher,
@@ -63,7 +63,7 @@ def loop(options: Options, report: Callable[[dict[str, Any]], None], weights: to
 
         return timed(step, ids.numel(), options)
 
-    for found in first_that_fits(options, run):
+    for found in largest_and_smallest(options, run):
         report({"contender": "loop", "weights": str(weights).removeprefix("torch."), **found})
 
 
@@ -72,10 +72,14 @@ def trl(
 ) -> None:
     """Time TRL's GKD trainer with lmbda 0 (given data) and beta 0 (forward KL; its loss is at temperature 1)."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    import trl
+    try:
+        import trl  # type: ignore[import-not-found]
+        from trl.experimental.gkd import GKDConfig, GKDTrainer  # type: ignore[import-not-found]
+    except ImportError as error:
+        report({"contender": "trl", "failed": f"pip install trl==1.16.0 ({error})"})
+        return
     from datasets import Dataset
     from transformers import TrainerCallback, default_data_collator
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
 
     ids = make_rows(options)[0]
     cuda = options.device.startswith("cuda")
@@ -135,7 +139,7 @@ def trl(
             clock.loss(trainer.state.log_history[0]["loss"])
             return clock.found()
 
-    for found in first_that_fits(options, run):
+    for found in largest_and_smallest(options, run):
         report(
             {
                 "contender": "trl",

@@ -9,7 +9,7 @@ Teacher: Qwen3-0.6B's geometry with random weights; student: Hybrid-KDA with 7 o
 and embeddings, full-vocabulary forward KL, fused AdamW, 8 rows of 4,096 tokens a step in every contender (as many
 tokens in rows of 2,048 for stages 1 and 2). Ours reads documents of about 600 tokens packed with isolation; the
 rivals have no such packing for this student and read the same rows whole. Every contender is a process of its own;
-rivals get the largest micro-batch that fits. The warm-up, in which kernels are tuned, is reported apart
+rivals are shown with the largest micro-batch that fits and with one row. The warm-up, in which kernels are tuned, is reported apart
 (compile_s); peaks are the allocator's over the timed steps, weights and optimizer included.
 """
 
@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 
 DATASHEET_TFLOPS = 989.5  # one H200, dense bfloat16
 REACHED_TFLOPS = 790.0  # a large bfloat16 product there
+PEAK_BAR_GIB = 40.0  # ours is compared at its fastest within this
 FORMULA = (
     "mfu = tokens_per_s * flops_per_token / datasheet FLOP/s; flops_per_token = 2 * weights of every product, for the"
     " teacher, the student, its states' gradients and its trained weights' gradients (Stage.flops_per_token); the"
@@ -34,15 +36,15 @@ RESULT = "RESULT "
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--size", choices=("qwen3-0.6b", "tiny"), default="qwen3-0.6b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--parts", default="ours,trl,loop", help="of ours, trl, loop and scaling")
-    parser.add_argument("--micro-rows", default="2,4,8", help="rows of 4,096 that ours holds at once")
+    parser.add_argument("--micro-rows", default="2,4,8", help="rows that ours holds at once in stage 3")
     parser.add_argument("--rival-rows", default="8,4,2,1", help="what rivals try, the largest first")
     parser.add_argument("--stages", default="stage3,stage1,stage2")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rival-steps", type=int, default=5)
+    parser.add_argument("--rival-steps", type=int, default=6)
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument(
         "--document-length", type=int, help="mean tokens of a document; 0: as long as the row"
@@ -88,6 +90,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "size": arguments.size,
         "device": arguments.device,
         "tokens_per_step": rivals.rows()[0] * rivals.rows()[1],
+        "mean_document_tokens": round(mean_document(rivals), 1),
         "mfu_formula": FORMULA,
         "datasheet_tflops": DATASHEET_TFLOPS,
         "rows": rows,
@@ -102,6 +105,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         finish(figures)
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     return figures
+
+
+def mean_document(options: Any) -> float:
+    from tests.benchmarks.training_cases import make_rows
+
+    return statistics.mean(tokens for row in make_rows(options)[1] for tokens in row)
 
 
 def make_options(arguments: argparse.Namespace, **more: Any) -> Any:
@@ -132,7 +141,8 @@ def run_child(contender: str, options: Any, processes: int = 1) -> list[dict[str
     command = [*launch, "-m", "tests.benchmarks.training_speed", "--child", contender, "--options", told]
     rows = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
-        for line in run.stdout or ():
+        assert run.stdout
+        for line in run.stdout:
             if line.startswith(RESULT):
                 rows.append(json.loads(line.removeprefix(RESULT)))
                 line = "  " + describe(rows[-1]) + "\n"
@@ -168,14 +178,15 @@ def finish(figures: dict[str, Any]) -> None:
             row["mfu"] = round(reached / DATASHEET_TFLOPS / row.get("processes", 1), 4)
             row["of_reached"] = round(reached / REACHED_TFLOPS / row.get("processes", 1), 4)
     alone = next((row for row in rows if row.get("batch") == "one process"), None)
-    for row in rows if alone else ():
-        if row["contender"] == "scaling":
+    for row in rows:
+        if alone and row["contender"] == "scaling":
             row["over_one_process"] = round(row["tokens_per_s"] / alone["tokens_per_s"], 3)
     if not stage3:
         return
-    best = max(stage3, key=lambda row: row["tokens_per_s"])
+    small = [row for row in stage3 if row.get("peak_allocated_gib", 0) <= PEAK_BAR_GIB]
+    best = max(small or stage3, key=lambda row: row["tokens_per_s"])
     figures["ours_over"] = {
-        label(row): {
+        f"{label(row)}, {row['micro_rows']} rows": {
             "tokens_per_s": round(best["tokens_per_s"] / row["tokens_per_s"], 2),
             "peak_allocated": round(best["peak_allocated_gib"] / row["peak_allocated_gib"], 2)
             if "peak_allocated_gib" in row
