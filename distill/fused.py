@@ -1,4 +1,4 @@
-"""Fewer passes over memory on CUDA: the teachers' norm and MLP classes with one kernel for what they do in many.
+"""Fewer passes over memory on CUDA: the teachers' classes with one kernel for what they do in many.
 
 Both keep parameters and names. On a CPU they compute what the teachers' own code does, bit for bit; on CUDA they round
 once, from float32, where that code rounds twice. Students with mixers use them; without any, they are their teacher
@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm
 
 from distill import ops
+from distill.packing import packed_flash
 
 
 class FusedNorm:
@@ -24,8 +25,9 @@ class FusedNorm:
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not hidden_states.is_cuda:
-            return super().forward(hidden_states)  # type: ignore[misc]
-        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+            return super().forward(hidden_states).to(hidden_states.dtype)  # type: ignore[misc]
+        weight = self.weight.to(hidden_states.dtype)  # in training it may be a float32 master
+        return F.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
 
 
 class FusedMLP:
@@ -37,6 +39,31 @@ class FusedMLP:
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(ops.swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class FusedAttention:
+    """Attention over packed documents on CUDA without a change of layout; anything else goes the class's own way."""
+
+    def forward(
+        self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs
+    ):
+        lengths, cu_seqlens = kwargs.get("document_lengths"), kwargs.get("cu_seqlens")
+        half = hidden_states.is_cuda and hidden_states.dtype != torch.float32
+        if lengths is None or cu_seqlens is None or past_key_values is not None or not half:
+            return super().forward(  # type: ignore[misc]
+                hidden_states, position_embeddings, attention_mask, past_key_values=past_key_values, **kwargs
+            )
+        own: Any = self
+        q, k, v = (
+            project(hidden_states)[0].unflatten(-1, (-1, own.head_dim))
+            for project in (own.q_proj, own.k_proj, own.v_proj)
+        )
+        if hasattr(own, "q_norm"):
+            q, k = own.q_norm(q), own.k_norm(k)
+        cos, sin = (part[0] for part in position_embeddings)
+        q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
+        mixed = packed_flash(q, k, v, cu_seqlens, max(lengths), own.scaling)
+        return own.o_proj(mixed.flatten(-2))[None], None
 
 
 class FusedLlamaRMSNorm(FusedNorm, LlamaRMSNorm): ...
@@ -57,6 +84,15 @@ class FusedQwen3RMSNorm(FusedNorm, Qwen3RMSNorm): ...
 class FusedQwen3MLP(FusedMLP, Qwen3MLP): ...
 
 
+class FusedLlamaAttention(FusedAttention, LlamaAttention): ...
+
+
+class FusedQwen2Attention(FusedAttention, Qwen2Attention): ...
+
+
+class FusedQwen3Attention(FusedAttention, Qwen3Attention): ...
+
+
 FUSED = {
     fused.__mro__[2]: fused
     for fused in (
@@ -66,6 +102,9 @@ FUSED = {
         FusedQwen2MLP,
         FusedQwen3RMSNorm,
         FusedQwen3MLP,
+        FusedLlamaAttention,
+        FusedQwen2Attention,
+        FusedQwen3Attention,
     )
 }
 
@@ -73,3 +112,10 @@ FUSED = {
 def fuse(module: Any) -> None:
     """Let a teacher's norm or MLP use its fused class, in place."""
     module.__class__ = FUSED[type(module)]
+
+
+def fuse_all(model: torch.nn.Module) -> None:
+    """Let every norm, gated MLP and attention of a model that has a fused class use it, in place."""
+    for module in model.modules():
+        if type(module) in FUSED and getattr(getattr(module, "config", None), "hidden_act", "silu") == "silu":
+            fuse(module)

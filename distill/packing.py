@@ -18,13 +18,29 @@ from distill.cache import RecurrentLayer
 PACKED_SDPA = "sdpa_packed"
 
 
-def packed_sdpa(module, query, key, value, attention_mask, *, document_lengths=None, **kwargs):
-    """transformers' ``sdpa``, document by document where their lengths are given; q, k, v are [B, H, T, K]."""
+def packed_sdpa(
+    module, query, key, value, attention_mask, *, document_lengths=None, cu_seqlens=None, **kwargs
+):
+    """transformers' ``sdpa``, document by document where their lengths are given; q, k, v are [B, H, T, K].
+
+    On CUDA in half precision the documents are one launch of PyTorch's own variable-length flash attention.
+    """
     if document_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if query.is_cuda and query.dtype != torch.float32 and cu_seqlens is not None:
+        tokens = (part[0].transpose(0, 1) for part in (query, key, value))
+        return packed_flash(*tokens, cu_seqlens, max(document_lengths), kwargs.get("scaling"))[None], None
     documents = zip(*(part.split(document_lengths, dim=2) for part in (query, key, value)), strict=True)
     outputs = [sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in documents]
     return torch.cat(outputs, dim=1), None
+
+
+def packed_flash(q, k, v, cu_seqlens: torch.Tensor, longest: int, scaling: float | None) -> torch.Tensor:
+    """Causal attention within documents: q [N, H, K], k and v [N, Hkv, K], half precision on CUDA; differentiable."""
+    ends = cu_seqlens.int()
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    attend = torch.ops.aten._flash_attention_forward
+    return attend(q, k, v, ends, ends, longest, longest, 0.0, True, False, scale=scaling)[0]
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED_SDPA, packed_sdpa)

@@ -42,6 +42,7 @@ class SourceRecipe:
     )
     messages: str | None = None  # the column of chat messages
     weight: float = 1.0  # its share of the tokens, among the stage's sources
+    min_score: float | None = None  # documents whose column "score" is lower are left out
     streaming: bool = False
     held_out: int = 0  # this many first documents are never trained on, but measured
 

@@ -7,6 +7,7 @@
     |- CheckpointError              a model name, folder, weight or tokenizer file
     |- TaskError                    a task or suite file
     |- PolicyError                  a gate's policy file
+    |- RecipeError                  a training recipe or an override of one
     |- DataError                    a dataset, split, row or mirror
     |- PublishedError               a file of published numbers or of claims
     |- StoreError                   the response cache or a run folder
@@ -41,6 +42,10 @@ class TaskError(UserError):
 
 class PolicyError(UserError):
     """A gate's policy file that is missing or malformed, or names what the runs do not have."""
+
+
+class RecipeError(UserError):
+    """A training recipe, or an override of one, that is missing, malformed or makes no sense."""
 
 
 class ConfigError(UserError):

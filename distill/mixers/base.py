@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SILU_OF_THIS_IS_ONE = 1.2784645427610738
 # Added to a decay's logit, it stops the decay: softplus is then 0 in every dtype, and gradients stay finite.
 NO_DECAY = -1e4
+# Tokens from which on joining weights costs less than joining outputs.
+JOINED_FROM = 8192
 
 
 class Mixer(nn.Module, ABC):
@@ -83,6 +85,10 @@ class Mixer(nn.Module, ABC):
     def init_from_attention(self, attention: Any, what: str) -> None:
         """Copy the teacher's projections that ``what`` ("vo", "qkvo") names."""
 
+    @abstractmethod
+    def query_key_parameters(self) -> list[nn.Parameter]:
+        """Return what makes queries and keys: stage 1 trains this alone. May prepare its module for that."""
+
     def add_convolution(self, num_channels: int, size: int) -> None:
         """Give the mixer a depthwise convolution over ``num_channels``; none where ``size`` is 0."""
         self.conv_weight = nn.Parameter(torch.empty(num_channels, size)) if size else None
@@ -101,7 +107,7 @@ class Mixer(nn.Module, ABC):
             return (F.silu(x) if self.conv_activation == "silu" else x), None
         return ops.causal_conv(
             x,
-            self.conv_weight,
+            self.conv_weight.to(x.dtype),  # in training it may be a float32 master
             activation=self.conv_activation,
             initial_state=None if layer is None else layer.states()[0],
             output_final_state=layer is not None,
@@ -138,7 +144,7 @@ class Mixer(nn.Module, ABC):
     def gate_output(self, mixed: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
         """Normalise (if asked) and gate what was mixed, [B, T, H, V]; ``gate`` and the result are [B, T, H * V]."""
         if self.norm is not None:
-            mixed = self.norm(mixed)
+            mixed = F.rms_norm(mixed, (self.value_dim,), self.norm.weight.to(mixed.dtype), self.norm.eps)
         mixed = mixed.flatten(-2)
         if gate is None:
             return mixed
@@ -178,3 +184,17 @@ def copy_linear(target: nn.Linear, source: Any) -> None:
         target.weight.copy_(source.weight)
         if target.bias is not None:
             target.bias.copy_(source.bias)
+
+
+def join_products(x: torch.Tensor, *linears: nn.Linear) -> torch.Tensor:
+    """Return the outputs of ``linears`` side by side.
+
+    On CUDA, many tokens go through one product with the joined weights: that moves less memory than joining outputs.
+    """
+    if not x.is_cuda or x.shape[0] * x.shape[1] < JOINED_FROM:
+        return torch.cat([linear(x) for linear in linears], dim=-1)
+    weight = torch.cat([linear.weight.to(x.dtype) for linear in linears])
+    bias = None
+    if linears[0].bias is not None:
+        bias = torch.cat([linear.bias.to(x.dtype) for linear in linears])
+    return F.linear(x, weight, bias)

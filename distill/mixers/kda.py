@@ -7,7 +7,7 @@ from torch import nn
 from transformers import initialization as init
 
 from distill import ops
-from distill.mixers.base import NO_DECAY, SILU_OF_THIS_IS_ONE, Mixer, copy_linear
+from distill.mixers.base import NO_DECAY, SILU_OF_THIS_IS_ONE, Mixer, copy_linear, join_products
 
 if TYPE_CHECKING:
     from distill.hybrid_config import HybridConfig
@@ -48,9 +48,7 @@ class KDAMixer(Mixer):
     op = staticmethod(ops.kda)
 
     def mix(self, hidden_states, mask, layer, cu_seqlens):
-        qkv = torch.cat(
-            [self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1
-        )
+        qkv = join_products(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         qkv, conv_state = self.convolve(qkv, mask, layer, cu_seqlens)
         q, k, v = qkv.split([self.q_size, self.k_size, self.v_size], dim=-1)
         logits = self.decay_logits(hidden_states)
@@ -69,6 +67,9 @@ class KDAMixer(Mixer):
         names = {"vo": ("v_proj", "o_proj"), "qkvo": ("q_proj", "k_proj", "v_proj", "o_proj")}[what]
         for name in names:
             copy_linear(getattr(self, name), getattr(attention, name))
+
+    def query_key_parameters(self) -> list[nn.Parameter]:
+        return [*self.q_proj.parameters(), *self.k_proj.parameters()]
 
     @torch.no_grad()
     def reset_own_parameters(self) -> None:

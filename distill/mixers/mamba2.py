@@ -12,6 +12,7 @@ from transformers import initialization as init
 
 from distill import ops
 from distill.mixers.base import NO_DECAY, SILU_OF_THIS_IS_ONE, Mixer, copy_linear
+from distill.precision import train_rows
 
 if TYPE_CHECKING:
     from distill.hybrid_config import HybridConfig
@@ -50,7 +51,13 @@ class Mamba2Mixer(Mixer):
         sequences = (x, dt, self.heads(b, self.key_dim), self.heads(c, self.key_dim))
         mixed = self.recur(ops.ssd, sequences, conv_state, layer, cu_seqlens)
         mixed = mixed + (self.D[:, None] * x).to(mixed.dtype)
-        return self.out_proj(self.gate_output(mixed, None if self.gate_bias is None else z + self.gate_bias))
+        return self.out_proj(
+            self.gate_output(mixed, None if self.gate_bias is None else z + self.gate_bias.to(z.dtype))
+        )
+
+    def query_key_parameters(self) -> list[nn.Parameter]:
+        start = self.z_size + self.x_size
+        return [train_rows(self.in_proj, slice(start, start + self.b_size + self.c_size))]
 
     @torch.no_grad()
     def init_from_attention(self, attention: Any, what: str) -> None:

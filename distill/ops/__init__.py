@@ -82,6 +82,13 @@ def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return fla_kernels.swiglu(gate, x) if x.is_cuda else F.silu(gate) * x
 
 
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding of x [N, H, D] on CUDA, by cos and sin [N, D]; differentiable."""
+    from distill.ops import rotary
+
+    return rotary.rotate(x, cos, sin)
+
+
 def _run(op, packed, sequences, parameters, initial_state, output_final_state, cu_seqlens):
     if sequences[0].is_cuda:
         return op(

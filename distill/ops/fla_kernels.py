@@ -23,7 +23,8 @@ def kda(
 ):
     """See ``distill.ops.kda``."""
     ops = _fla("fla.ops.kda")
-    recurrent = _recurrent(q, k, v, gate, beta, A_log, dt_bias, initial_state)
+    if not (recurrent := _recurrent(q, k, v, gate, beta, A_log, dt_bias, initial_state)):
+        _fla("distill.ops.kda_backward")
     return (ops.fused_recurrent_kda if recurrent else ops.chunk_kda)(
         q=q,
         k=k,
