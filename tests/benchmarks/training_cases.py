@@ -215,7 +215,7 @@ def ours(options: Options, report: Callable[[dict[str, Any]], None]) -> None:
                     "stage": name,
                     "micro_rows": micro_rows,
                     "sequence_length": length,
-                    "flops_per_token": loop.stage.flops_per_token(length),
+                    "flops_per_token": loop.stage.flops_per_token(),
                     **found,
                 }
             )
@@ -346,9 +346,7 @@ def guarded(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, A
         return {"out_of_memory": ". ".join(text.split(". ")[:2])}
 
 
-def largest_and_smallest(
-    options: Options, run: Callable[[int], dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def largest_and_smallest(options: Options, run: Callable[[int], dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield what ``run`` finds at the sizes of micro-batch, the largest first, up to the first that fits; and at the
     smallest, which takes the least memory."""
     sizes = sorted(options.micro_rows, reverse=True)

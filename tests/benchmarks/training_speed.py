@@ -8,9 +8,10 @@
 Teacher: Qwen3-0.6B's geometry with random weights; student: Hybrid-KDA with 7 of 28 attention layers; frozen attention
 and embeddings, full-vocabulary forward KL, fused AdamW, 8 rows of 4,096 tokens a step in every contender (as many
 tokens in rows of 2,048 for stages 1 and 2). Ours reads documents of about 600 tokens packed with isolation; the
-rivals have no such packing for this student and read the same rows whole. Every contender is a process of its own;
-rivals are shown with the largest micro-batch that fits and with one row. The warm-up, in which kernels are tuned, is reported apart
-(compile_s); peaks are the allocator's over the timed steps, weights and optimizer included.
+rivals have no such packing for this student and read the same rows whole (--document-length 0 lets all read alike,
+so that their first losses agree). Every contender is a process of its own; rivals are shown with the largest
+micro-batch that fits and with one row. The warm-up, in which kernels are tuned, is reported apart (compile_s); peaks
+are the allocator's over the timed steps, weights and optimizer included.
 """
 
 import argparse
