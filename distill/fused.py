@@ -16,6 +16,9 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Q
 from distill import ops
 from distill.packing import packed_flash
 
+# Elements from which on a triton kernel's slower launch is worth its faster run.
+LARGE = 1 << 21
+
 
 class FusedNorm:
     """An RMSNorm as one kernel; to be put before a teacher's class."""
@@ -26,6 +29,8 @@ class FusedNorm:
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not hidden_states.is_cuda:
             return super().forward(hidden_states).to(hidden_states.dtype)  # type: ignore[misc]
+        if hidden_states.numel() >= LARGE:
+            return ops.rms_norm(hidden_states, self.weight, self.variance_epsilon)
         weight = self.weight.to(hidden_states.dtype)  # in training it may be a float32 master
         return F.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
 

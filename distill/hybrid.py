@@ -32,7 +32,7 @@ from distill.packing import (
 )
 from distill_eval.provenance import package_versions
 
-REVISION = 1  # to be raised when a change here, in mixers/ or in ops/ moves a student's numbers
+REVISION = 2  # to be raised when a change here, in mixers/ or in ops/ moves a student's numbers
 
 
 def numerics() -> dict[str, str]:
@@ -130,7 +130,7 @@ class HybridModel(HybridPreTrainedModel):
                 attention = self.config._attn_implementation
                 if past_key_values is not None:
                     check_attention(attention)
-                elif attention == "sdpa":
+                elif attention in ("sdpa", PACKED_SDPA):
                     kwargs["document_lengths"] = document_lengths(cu_seqlens)
         elif past_key_values is not None and (attention_mask is not None or position_ids is None):
             past = past_key_values.get_seq_length()
@@ -179,7 +179,7 @@ class HybridModel(HybridPreTrainedModel):
         if not self.config.attention_layers or (attention_mask is None and masks_itself(attention)):
             return None
         # With sdpa, packed rows are cut up instead of masked; the others get transformers' block-diagonal mask.
-        if cu_seqlens is not None and attention == "sdpa":
+        if cu_seqlens is not None and attention in ("sdpa", PACKED_SDPA):
             return None
         return create_causal_mask(
             config=self.config,

@@ -14,6 +14,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from distill.cache import RecurrentLayer
+from distill.ops.documents import on_host
 
 PACKED_SDPA = "sdpa_packed"
 
@@ -53,7 +54,7 @@ def masks_itself(attention: str | None) -> bool:
 
 def document_lengths(cu_seqlens: torch.Tensor) -> list[int]:
     """Return the lengths of the documents that ``cu_seqlens`` [N + 1] marks off."""
-    return cu_seqlens.diff().tolist()
+    return on_host(cu_seqlens).diff().tolist()
 
 
 def check_packing(
@@ -71,7 +72,7 @@ def check_packing(
         raise ValueError(
             f"cu_seqlens: packed documents are one row, got a batch of {batch_size}; use input_ids [1, T]"
         )
-    ends = cu_seqlens.tolist()
+    ends = on_host(cu_seqlens).tolist()
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != num_tokens or sorted(ends) != ends:
         raise ValueError(f"cu_seqlens must rise from 0 to the row's {num_tokens} tokens, got {ends[:6]}")
     if attention_mask is not None:

@@ -156,7 +156,7 @@ class Distillation(Stage):
         return batch.num_supervised
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        rows = batch.supervised.nonzero()[:, 0] if batch.num_supervised < batch.supervised.numel() else None
+        rows = batch.rows if batch.num_supervised < batch.supervised.numel() else None
         teacher_hidden = teacher_head = None
         if self.recipe.loss.objective != "sft":
             with torch.no_grad():

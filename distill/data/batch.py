@@ -1,8 +1,12 @@
 """What the data hands to a stage: packed rows with the borders of their documents."""
 
+import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+
+from distill.ops.documents import keep_on_host
 
 
 @dataclass(frozen=True)
@@ -21,21 +25,31 @@ class Batch:
     num_supervised: int
     num_tokens: int  # without padding
 
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """The positions that count, [num_supervised]."""
+        return self.supervised.nonzero()[:, 0]
+
     @property
     def targets(self) -> torch.Tensor:
         """The token after each, [N]; what stands where nothing is supervised means nothing."""
         return self.input_ids[0].roll(-1)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Return it on another device."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("input_ids", "cu_seqlens", "supervised")
-        }
-        return Batch(
-            **moved,
-            longest=self.longest,
-            num_rows=self.num_rows,
-            num_supervised=self.num_supervised,
-            num_tokens=self.num_tokens,
+        """Return it on another device; what the host must know of it stays known there."""
+        moved = dataclasses.replace(
+            self,
+            input_ids=_send(self.input_ids, device),
+            cu_seqlens=_send(self.cu_seqlens, device),
+            supervised=_send(self.supervised, device),
         )
+        moved.__dict__["rows"] = _send(self.rows, device)
+        keep_on_host(moved.cu_seqlens, self.cu_seqlens)
+        return moved
+
+
+def _send(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Copy without waiting for what the device is doing."""
+    if torch.device(device).type == "cuda" and not x.is_cuda:
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)

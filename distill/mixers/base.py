@@ -135,12 +135,6 @@ class Mixer(nn.Module, ABC):
             layer.store(conv_state, state, mixed.shape[1])
         return mixed
 
-    def heads(self, x: torch.Tensor, dim: int) -> torch.Tensor:
-        """Cut [B, T, n * dim] into heads and repeat them to [B, T, H, dim]."""
-        x = x.unflatten(-1, (-1, dim))
-        repeats = self.num_heads // x.shape[-2]
-        return x if repeats == 1 else x.repeat_interleave(repeats, dim=-2)
-
     def gate_output(self, mixed: torch.Tensor, gate: torch.Tensor | None) -> torch.Tensor:
         """Normalise (if asked) and gate what was mixed, [B, T, H, V]; ``gate`` and the result are [B, T, H * V]."""
         if self.norm is not None:
@@ -187,12 +181,23 @@ def copy_linear(target: nn.Linear, source: Any) -> None:
 
 
 def join_products(x: torch.Tensor, *linears: nn.Linear) -> torch.Tensor:
-    """Return the outputs of ``linears`` side by side.
+    """Return the outputs of ``linears`` side by side."""
+    return _joined(x, linears) if _is_long(x) else torch.cat([linear(x) for linear in linears], dim=-1)
 
-    On CUDA, many tokens go through one product with the joined weights: that moves less memory than joining outputs.
-    """
-    if not x.is_cuda or x.shape[0] * x.shape[1] < JOINED_FROM:
-        return torch.cat([linear(x) for linear in linears], dim=-1)
+
+def products(x: torch.Tensor, *linears: nn.Linear) -> tuple[torch.Tensor, ...]:
+    """Return the outputs of ``linears``."""
+    if not _is_long(x):
+        return tuple(linear(x) for linear in linears)
+    return _joined(x, linears).split([linear.out_features for linear in linears], dim=-1)
+
+
+def _is_long(x: torch.Tensor) -> bool:
+    return x.is_cuda and x.shape[0] * x.shape[1] >= JOINED_FROM
+
+
+def _joined(x: torch.Tensor, linears: tuple[nn.Linear, ...]) -> torch.Tensor:
+    """One product with all weights: for many tokens, joining weights moves less memory than joining outputs."""
     weight = torch.cat([linear.weight.to(x.dtype) for linear in linears])
     bias = None
     if linears[0].bias is not None:

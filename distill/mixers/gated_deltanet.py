@@ -15,8 +15,12 @@ class GatedDeltaNetMixer(KDAMixer):
         self.A_log = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads, dtype=torch.float32))
 
-    def decay_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    @property
+    def decay_proj(self) -> nn.Linear:
+        return self.a_proj
+
+    def decay_logits(self, projected: torch.Tensor) -> torch.Tensor:
         """Return the decay before its activation, [B, T, H]."""
-        return self.a_proj(hidden_states)
+        return projected
 
     op = staticmethod(ops.gated_delta_rule)

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import initialization as init
 
 from distill import ops
-from distill.mixers.base import NO_DECAY, SILU_OF_THIS_IS_ONE, Mixer, copy_linear, join_products
+from distill.mixers.base import NO_DECAY, SILU_OF_THIS_IS_ONE, Mixer, copy_linear, join_products, products
 
 if TYPE_CHECKING:
     from distill.hybrid_config import HybridConfig
@@ -41,26 +41,30 @@ class KDAMixer(Mixer):
         self.A_log = nn.Parameter(torch.empty(H, dtype=torch.float32))
         self.dt_bias = nn.Parameter(torch.empty(H, K, dtype=torch.float32))
 
-    def decay_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return the decay before its activation, [B, T, H, K]."""
-        return self.f_b_proj(self.f_a_proj(hidden_states)).unflatten(-1, (self.num_heads, self.key_dim))
+    @property
+    def decay_proj(self) -> nn.Linear:
+        """The product of the hidden states that the decay is made of."""
+        return self.f_a_proj
+
+    def decay_logits(self, projected: torch.Tensor) -> torch.Tensor:
+        """Return the decay before its activation, [B, T, H, K], from what ``decay_proj`` gave."""
+        return self.f_b_proj(projected).unflatten(-1, (self.num_heads, self.key_dim))
 
     op = staticmethod(ops.kda)
 
     def mix(self, hidden_states, mask, layer, cu_seqlens):
         qkv = join_products(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         qkv, conv_state = self.convolve(qkv, mask, layer, cu_seqlens)
-        q, k, v = qkv.split([self.q_size, self.k_size, self.v_size], dim=-1)
-        logits = self.decay_logits(hidden_states)
+        kv_heads, K, V = self.num_kv_heads, self.key_dim, self.value_dim
+        q, k, v = ops.split_heads(qkv, self.num_heads, ((self.num_heads, K), (kv_heads, K), (kv_heads, V)))
+        narrow = [self.decay_proj, self.b_proj, *([] if self.g_a_proj is None else [self.g_a_proj])]
+        decay, beta, *gate_input = products(hidden_states, *narrow)
+        logits = self.decay_logits(decay)
         if mask is not None:
-            k = k * mask.to(k.dtype)  # no key: nothing is written or erased
+            k = k * mask[..., None].to(k.dtype)  # no key: nothing is written or erased
             logits = logits.masked_fill(~mask.unflatten(-1, [1] * (logits.ndim - 2)), NO_DECAY)
-        heads = (self.heads(q, self.key_dim), self.heads(k, self.key_dim), self.heads(v, self.value_dim))
-        sequences = (*heads, logits, self.b_proj(hidden_states))
-        mixed = self.recur(self.op, sequences, conv_state, layer, cu_seqlens)
-        gate = None
-        if self.g_a_proj is not None and self.g_b_proj is not None:
-            gate = self.g_b_proj(self.g_a_proj(hidden_states))
+        mixed = self.recur(self.op, (q, k, v, logits, beta), conv_state, layer, cu_seqlens)
+        gate = self.g_b_proj(gate_input[0]) if gate_input and self.g_b_proj is not None else None
         return self.o_proj(self.gate_output(mixed, gate))
 
     def init_from_attention(self, attention: Any, what: str) -> None:

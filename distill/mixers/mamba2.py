@@ -44,12 +44,11 @@ class Mamba2Mixer(Mixer):
             [self.z_size, self.x_size + self.b_size + self.c_size, self.num_heads], dim=-1
         )
         xbc, conv_state = self.convolve(xbc, mask, layer, cu_seqlens)
-        x, b, c = xbc.split([self.x_size, self.b_size, self.c_size], dim=-1)
+        kv_heads, K, V = self.num_kv_heads, self.key_dim, self.value_dim
+        x, b, c = ops.split_heads(xbc, self.num_heads, ((kv_heads, V), (kv_heads, K), (self.num_heads, K)))
         if mask is not None:
             dt = dt.masked_fill(~mask, NO_DECAY)  # a step of length zero
-        x = self.heads(x, self.value_dim)
-        sequences = (x, dt, self.heads(b, self.key_dim), self.heads(c, self.key_dim))
-        mixed = self.recur(ops.ssd, sequences, conv_state, layer, cu_seqlens)
+        mixed = self.recur(ops.ssd, (x, dt, b, c), conv_state, layer, cu_seqlens)
         mixed = mixed + (self.D[:, None] * x).to(mixed.dtype)
         return self.out_proj(
             self.gate_output(mixed, None if self.gate_bias is None else z + self.gate_bias.to(z.dtype))

@@ -82,11 +82,34 @@ def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return fla_kernels.swiglu(gate, x) if x.is_cuda else F.silu(gate) * x
 
 
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root mean square norm over the last dimension of x on CUDA; differentiable."""
+    from distill.ops import passes
+
+    return passes.rms_norm(x, weight, eps)
+
+
+def split_heads(
+    joined: torch.Tensor, num_heads: int, parts: tuple[tuple[int, int], ...]
+) -> tuple[torch.Tensor, ...]:
+    """Cut ``joined`` [B, T, sum(h * d)] into parts of (h, d), each repeated to [B, T, num_heads, d] as GQA does."""
+    if joined.is_cuda and joined.shape[1] > 1:
+        from distill.ops import passes
+
+        return passes.split_heads(joined, num_heads, parts)
+    pieces = joined.split([heads * dim for heads, dim in parts], dim=-1)
+    shaped = (piece.unflatten(-1, part) for piece, part in zip(pieces, parts, strict=True))
+    return tuple(
+        x if x.shape[-2] == num_heads else x.repeat_interleave(num_heads // x.shape[-2], dim=-2)
+        for x in shaped
+    )
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding of x [N, H, D] on CUDA, by cos and sin [N, D]; differentiable."""
-    from distill.ops import rotary
+    from distill.ops import passes
 
-    return rotary.rotate(x, cos, sin)
+    return passes.rotate(x, cos, sin)
 
 
 def _run(op, packed, sequences, parameters, initial_state, output_final_state, cu_seqlens):

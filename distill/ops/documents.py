@@ -12,6 +12,20 @@ from distill.ops.segments import CHUNK, SEGMENT
 SPARE = 64  # tokens of padding that cost about what one more call does
 
 
+def keep_on_host(cu_seqlens: torch.Tensor, copy: torch.Tensor) -> None:
+    """Remember a CPU copy of ``cu_seqlens`` with it, so that nobody has to wait for the device to read it."""
+    cu_seqlens.on_host = copy  # type: ignore[attr-defined]
+
+
+def on_host(cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """Return ``cu_seqlens`` on the CPU; waits for the device, once, unless its maker kept a copy."""
+    if cu_seqlens.device.type == "cpu":
+        return cu_seqlens
+    if not hasattr(cu_seqlens, "on_host"):
+        keep_on_host(cu_seqlens, cu_seqlens.cpu())
+    return cu_seqlens.on_host  # type: ignore[attr-defined]
+
+
 def document_lengths(x: torch.Tensor, state: torch.Tensor | None, cu_seqlens: torch.Tensor) -> list[int]:
     """Return the lengths of the documents packed in ``x`` [1, T, ...].
 

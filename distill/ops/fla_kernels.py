@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
+from distill.ops.documents import on_host
 from distill_eval.errors import BackendError
 
 # Up to this many tokens the recurrent kernel, one launch, is taken where no gradient is wanted.
@@ -39,6 +40,7 @@ def kda(
         use_gate_in_kernel=True,
         use_beta_sigmoid_in_kernel=True,
         cu_seqlens=cu_seqlens,
+        **_host_copy(cu_seqlens, recurrent),
     )
 
 
@@ -123,12 +125,18 @@ def causal_conv(
         initial_state=initial_state,
         output_final_state=output_final_state,
         cu_seqlens=cu_seqlens,
+        **_host_copy(cu_seqlens),
     )
 
 
 def swiglu(gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """See ``distill.ops.swiglu``."""
     return _fla("fla.modules.activations").swiglu(gate, x)
+
+
+def _host_copy(cu_seqlens: torch.Tensor | None, recurrent: bool = False) -> dict[str, torch.Tensor]:
+    """Where documents lie, for the chunked kernels' host code: else it would wait for the device."""
+    return {} if cu_seqlens is None or recurrent else {"cu_seqlens_cpu": on_host(cu_seqlens)}
 
 
 @functools.cache

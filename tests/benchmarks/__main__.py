@@ -32,6 +32,7 @@ RUNS = {
         "--repeats",
         "3",
     ),
+    "training_speed": ("--size", "tiny", "--device", "cpu", "--parts", "ours,loop", "--steps", "3"),
     "kill_and_resume": (*DEMO, "--kills", "2", "--run", "--suite demo --limit 2"),
 }
 RUNS_ON_DATA = {
