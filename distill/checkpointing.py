@@ -1,8 +1,8 @@
-"""Checkpoints of a run of training: written whole or not at all, found again, and a run's recipe compared with before.
+"""Checkpoints of a training run: written whole or not at all, found again, and the recipe compared with before.
 
-OUT/checkpoints/STAGE-00000200/ holds student.safetensors (every weight, the trained ones in float32), optimizer.safetensors
-(AdamW's two moments of each trained weight) and state.json (step, schedule, data cursor, random numbers' states, the place
-in metrics.jsonl). OUT/checkpoints/STAGE-end/ is what the next stage starts from and has no optimizer.
+OUT/checkpoints/STAGE-00000200/ holds student.safetensors (every weight, the trained ones in float32),
+optimizer.safetensors (AdamW's state of each trained weight) and state.json (step, schedule, data cursor, states of
+random numbers, place in metrics.jsonl). OUT/checkpoints/STAGE-end/ is what the next stage starts from; no optimizer.
 """
 
 import json

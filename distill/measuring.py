@@ -32,18 +32,18 @@ def last_states(model: Any, batch: Batch) -> torch.Tensor:
 def measure(
     student: Any, teacher: Any, batches: Sequence[Batch], accelerator: Accelerator | None = None
 ) -> dict[str, float]:
-    """Return ``kl`` (teacher || student, nats a token), ``perplexity`` and ``teacher_perplexity`` of the supervised tokens.
+    """Return ``kl`` (teacher || student, nats), ``perplexity`` and ``teacher_perplexity`` a supervised token.
 
     Ordinary models of one dtype on the batches' device. With an ``accelerator`` each process gives its own batches,
     maybe none, and all get the numbers of all.
     """
     both, own = LossRecipe(objective="kl", ce_weight=1.0), LossRecipe(objective="sft")
     device = next(student.parameters()).device
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
+    sums: Any = torch.zeros(4, dtype=torch.float64, device=device)
     for batch in batches:
-        hidden, teacher_hidden = (last_states(model, batch)[batch.supervised] for model in (student, teacher))
+        hidden, teacher_hidden = (last_states(model, batch)[batch.rows] for model in (student, teacher))
         heads = student.lm_head.weight, teacher.lm_head.weight
-        targets = batch.targets[batch.supervised]
+        targets = batch.targets[batch.rows]
         losses = distillation_loss(hidden, heads[0], teacher_hidden, heads[1], targets, both)
         teacher_losses = distillation_loss(teacher_hidden, heads[1], None, None, targets, own)
         count = torch.tensor(float(batch.num_supervised), device=device)

@@ -85,7 +85,12 @@ def _check_tokenizer(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -
     different = sorted(
         (tokens.get(t, others.get(t)), t) for t in tokens | others if tokens.get(t) != others.get(t)
     )
-    example = f": '{different[0][1]}' is token {tokens.get(different[0][1])} of the teacher and {others.get(different[0][1])} of the student" if different else " in their merges"  # fmt: skip
+    example = " in their merges"
+    if different:
+        token = different[0][1]
+        example = (
+            f": '{token}' is {tokens.get(token)} of the teacher's and {others.get(token)} of the student's"
+        )
     raise CheckpointError(
         f"{where}{example}; distillation compares predictions token by token, so they must be one"
     )
@@ -110,7 +115,8 @@ def stage_provenance(recipe: Recipe, models: Models, index: int, state: dict[str
     """Return what a student's folder says of how it was trained up to stage ``index``; no path of this machine."""
     done = recipe.stages[: index + 1]
     names = list(dict.fromkeys(part for name in done for part in recipe.stage[name].data.split("+")))
-    sources = [Path(source.path).name if Path(source.path).exists() else source.path for name in names for source in recipe.data[name].sources]  # fmt: skip
+    paths = [Path(source.path) for name in names for source in recipe.data[name].sources]
+    sources = [path.name if path.exists() else str(path) for path in paths]
     return {
         **models.provenance,
         "recipe": {"name": recipe.name, "mixer": models.student.config.mixer, "seed": recipe.training.seed},

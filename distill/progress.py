@@ -1,4 +1,4 @@
-"""What a run of training shows and keeps: metrics.jsonl, a bar on a terminal, plain lines elsewhere, JSON on request."""
+"""What training shows and keeps: metrics.jsonl, a bar on a terminal, plain lines elsewhere, JSON on request."""
 
 import json
 import sys
@@ -33,11 +33,11 @@ def peak_flops(device: torch.device) -> float | None:
 def mfu(tokens_per_s: float, flops_per_token: float, peak: float | None, num_processes: int) -> float | None:
     """Return model FLOPs utilisation: tokens/s * FLOPs a token / (peak FLOP/s * processes); None without a peak.
 
-    FLOPs a token is the stage's ``flops_per_token``: the products that the mathematics of a training step needs, 2 FLOPs
-    a multiplication and addition: the teacher's forward, the student's forward, the gradients of its inputs wherever
-    something below is trained, and the gradients of the weights that are trained. Frozen weights have no weight
-    gradient, recomputation (activation checkpointing, logits made again) counts nothing. ``tokens_per_s`` is over all
-    processes and over whole steps: data, optimizer and collectives included, checkpoints and measurements not.
+    FLOPs a token is the stage's ``flops_per_token``: 2 for each weight of the teacher's products, of the student's, of
+    those of its states' gradients, and of those of the trained weights' gradients. Attention's and the recurrences' own
+    products are left out, and so is whatever is computed a second time (activation checkpointing, logits). Tokens a
+    second are those of all processes over whole steps: waiting for data, collectives and the optimizer count,
+    checkpoints and measurements do not.
     """
     return None if peak is None else tokens_per_s * flops_per_token / (peak * num_processes)
 

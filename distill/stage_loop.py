@@ -88,7 +88,8 @@ class StageLoop:
         )
         if found:  # as the stage holds them, which may be in parts
             load_weights(student, load_tensors(found[-1], WEIGHTS))
-        kind = Zero2 if self.training.strategy == "zero2" else Strategy
+        several = self.accelerator.num_processes > 1
+        kind = Zero2 if several and self.training.strategy == "zero2" else Strategy
         self.strategy = kind(self.accelerator, self.stage, self.recipe, self.training.strategy)
         self.schedule = make_schedule(self.strategy.optimizer, self.recipe)
 
@@ -145,7 +146,7 @@ class StageLoop:
                 self._report(record, all_s / (step - first) * (self.num_steps - step))
                 if last or stop or step % self.training.save_every == 0:
                     self.save(end=last)
-                if stop and not last:
+                if stop:
                     raise KeyboardInterrupt
         finally:
             self.run.reporter.finish()
@@ -156,7 +157,7 @@ class StageLoop:
             values = {key: value for key, value in record.items() if value is not None}
             self.accelerator.log(values, step=self.steps_before + self.at.step)
             record = {"stage": self.name, "step": self.at.step, "tokens": self.at.tokens, **record}
-        self.run.reporter.advance(self.at.step, record, left_s)
+        self.run.reporter.advance(self.at.step, record or None, left_s)
 
     def _step(self) -> tuple[bool, float]:
         """Take one step; returns whether some process was asked to stop, and the gradient's norm before clipping."""
@@ -177,7 +178,7 @@ class StageLoop:
             for key, value in outputs.items():
                 value = value.detach().double() * (i < num_own)
                 sums[key] = sums[key] + value if key in sums else value
-        totals = accelerator.reduce(torch.stack(list(sums.values())), "sum")
+        totals: Any = accelerator.reduce(torch.stack(list(sums.values())), "sum")
         *values, norm = torch.cat([totals, strategy.gradient_norm().double()[None]]).tolist()
         summed = dict(zip(sums, values, strict=True))
         self._check(summed["loss"], count, norm, batches[:num_own], rounds)
@@ -194,14 +195,15 @@ class StageLoop:
         if self.accelerator.num_processes == 1:
             return count, rounds, stop
         mine = torch.tensor([[count, rounds, stop]], device=self.device)
-        counts, all_rounds, stops = zip(*self.accelerator.gather(mine).tolist(), strict=True)
+        every: Any = self.accelerator.gather(mine)
+        counts, all_rounds, stops = zip(*every.tolist(), strict=True)
         return sum(counts), max(all_rounds), any(stops)
 
     def _empty_batch(self) -> Batch:
         length = self.recipe.sequence_length
-        ids = torch.zeros(1, length, dtype=torch.int64, device=self.device)
-        ends = torch.tensor([0, length], dtype=torch.int32, device=self.device)
-        return Batch(ids, ends, ids[0].bool(), length, num_rows=1, num_supervised=0, num_tokens=0)
+        ids, ends = torch.zeros(1, length, dtype=torch.int64), torch.tensor([0, length], dtype=torch.int32)
+        batch = Batch(ids, ends, ids[0].bool(), length, num_rows=1, num_supervised=0, num_tokens=0)
+        return batch.to(self.device)
 
     def _check(self, loss: float, count: int, norm: float, batches: Sequence[Batch], rounds: int) -> None:
         """Stop before the optimizer steps when the step's numbers are no good."""
@@ -238,11 +240,12 @@ class StageLoop:
     def _measure(self) -> dict[str, float]:
         if not self.held_out:
             return {}
-        models, rank, world = self.run.models, self.accelerator.process_index, self.accelerator.num_processes
-        self._fill(models.student)
+        student: Any = self.run.models.student
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self._fill(student)
         mine = [batch.to(self.device) for batch in self.held_out[rank::world]]
-        measured = measure(models.student.to(self.device), models.teacher, mine, self.accelerator)
-        models.student.to("cpu")
+        measured = measure(student.to(self.device), self.run.models.teacher, mine, self.accelerator)
+        student.to("cpu")
         return {f"held_out_{key}": value for key, value in measured.items()}
 
     @torch.no_grad()

@@ -87,7 +87,7 @@ class Strategy:
 
     def __init__(self, accelerator: Accelerator, stage: Any, recipe: StageRecipe, name: str) -> None:
         self.accelerator, self.clip = accelerator, recipe.clip
-        if name == "fsdp2":
+        if name == "fsdp2" and accelerator.num_processes > 1:
             for unit in stage.units():
                 fully_shard(unit)
             fully_shard(stage)
@@ -120,11 +120,8 @@ class Strategy:
 
     def step(self, norm: float) -> None:
         """Clip gradients of norm ``norm``, let the optimizer step and forget them."""
-        if norm > self.clip:
-            gradients = [
-                parameter.grad for parameter in self.parameters.values() if parameter.grad is not None
-            ]
-            torch._foreach_mul_(gradients, self.clip / norm)
+        total = torch.tensor(norm, device=self.accelerator.device)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.clip, total)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -158,7 +155,7 @@ class Zero2(Strategy):
     """DeepSpeed's ZeRO stage 2: gradients and the optimizer's state are shared out, parameters are whole everywhere."""
 
     def _wrap(self, stage: Any) -> Any:
-        import deepspeed
+        import deepspeed  # pyright: ignore[reportMissingImports]
 
         config = {
             "train_micro_batch_size_per_gpu": 1,
@@ -188,14 +185,18 @@ class Zero2(Strategy):
 
     def _link(self) -> None:
         """Let DeepSpeed find each parameter's part of the state; by itself it does so for the first group alone."""
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+        from deepspeed.utils import (  # pyright: ignore[reportMissingImports]
+            lazy_init_hp_params_optimizer_state,
+        )
 
         flats = self._sharded.single_partition_of_fp32_groups
         for parameters, flat in zip(self._sharded.bit16_groups, flats, strict=True):
             lazy_init_hp_params_optimizer_state(parameters, flat, self.optimizer.state)
 
     def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        from deepspeed.utils import safe_get_full_optimizer_state
+        from deepspeed.utils import (  # pyright: ignore[reportMissingImports]
+            safe_get_full_optimizer_state,
+        )
 
         self._link()
         step = next(iter(self.optimizer.state.values()))["step"]
@@ -205,7 +206,9 @@ class Zero2(Strategy):
                 yield f"{name}/{kind}", safe_get_full_optimizer_state(parameter, kind)
 
     def load_optimizer_state(self, values: Mapping[str, torch.Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import (  # pyright: ignore[reportMissingImports]
+            safe_set_full_optimizer_state,
+        )
 
         steps = {key.rsplit("/", 1)[1]: value for key, value in values.items()}["step"]
         for flat in self._sharded.single_partition_of_fp32_groups:

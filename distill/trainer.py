@@ -1,4 +1,4 @@
-"""A recipe's stages, one after the other: ``train`` is what ``distill train`` calls, and what a killed run calls again."""
+"""A recipe's stages, one after the other: ``train`` is what ``distill train`` calls, after a kill once more."""
 
 import contextlib
 import copy
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -52,9 +53,9 @@ LOST = ("connection closed", "connection reset", "timed out", "nccl", "gloo", "b
 def train(recipe: Recipe, out: Path, *, cache_dir: Path | None = None, as_json: bool = False) -> Path:
     """Run the stages of ``recipe`` that ``out`` does not have yet; returns the last student's folder.
 
-    Killed or stopped anywhere, the same call goes on from the newest checkpoint as if nothing had been: bit for bit on a
-    CPU with the same number of processes. ``out`` gets recipe.yaml, metrics.jsonl, checkpoints/, a student's folder a
-    stage, and eval-STAGE/ after stages with an evaluation.
+    Killed or stopped anywhere, the same call goes on from the newest checkpoint as if nothing had been: bit for bit on
+    a CPU with the same number of processes. ``out`` gets recipe.yaml, metrics.jsonl, checkpoints/, a student's folder
+    a stage, and eval-STAGE/ after stages with an evaluation.
 
     Raises a UserError for what the user can mend, KeyboardInterrupt after Ctrl-C (with a checkpoint saved, when a stage
     was under way). Only the main process raises errors that all share; the others exit with 2.
@@ -103,7 +104,7 @@ def _export(run: Run, index: int) -> None:
     if (run.out / name).exists():
         return
     folder = checkpoint_folder(run.out, name, None)
-    student = copy.deepcopy(run.models.student)
+    student: Any = copy.deepcopy(run.models.student)
     load_weights(student, load_tensors(folder, WEIGHTS))
     for parameter_name, parameter in student.named_parameters():
         if not any(part in parameter_name for part in student._keep_in_fp32_modules_strict):
@@ -190,6 +191,6 @@ def _lost_processes(out: Path) -> Iterator[None]:
         if not torch.distributed.is_initialized() or not any(word in text.lower() for word in LOST):
             raise
         raise TrainingError(
-            f"another process of this run was lost or did not answer ({text.splitlines()[0][:200]}); its own output says"
-            f" why; checkpoints in '{out / 'checkpoints'}' are kept: start the same command again to go on"
+            f"another process of this run was lost or did not answer ({text.splitlines()[0][:200]}); its own output"
+            f" says why; checkpoints in '{out / 'checkpoints'}' are kept: start the same command again to go on"
         ) from error

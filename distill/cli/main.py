@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Make hybrid linear-attention students of Transformer teachers and train them; `distill-eval` measures them.",
-    epilog="Start with: `distill train demo --out runs/demo`",
+    epilog="Start with: `distill train toy --out runs/toy`",
 )
 
 

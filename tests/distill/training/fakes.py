@@ -117,6 +117,16 @@ def install() -> None:
         stage.forward = faulty
         return stage
 
+    if "KILL_AT_RENAME" in os.environ:
+        renames, rename = itertools.count(1), Path.rename
+
+        def kill(self: Path, target: Any) -> Any:
+            if next(renames) == int(os.environ["KILL_AT_RENAME"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(self, target)
+
+        Path.rename = kill
+
     stage_loop.make_stage = make_faulty_stage
     stage_loop.RowStream, stage_loop.held_out_rows = RowStream, held_out_rows
 
