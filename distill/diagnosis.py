@@ -10,36 +10,34 @@ from distill.data.batch import Batch
 from distill.strategies import Strategy
 
 
-def describe_fault(stage: Any, strategy: Strategy, batches: Sequence[Batch], num_own: int) -> str | None:
-    """Say which micro-batch and layer a bad step comes from; None when this process has none of it.
+def describe_fault(
+    stage: Any, strategy: Strategy, batches: Sequence[Batch], losses: Sequence[float]
+) -> str | None:
+    """Say which micro-batch and layer a bad step comes from; None when this process had no micro-batch.
 
-    A collective with FSDP2, so every process passes as many ``batches``, of which ``num_own`` are its own. Without an
-    output that is not finite, it names the micro-batch of the largest loss and the parameter, of those whose gradient
-    is not finite, that is nearest to the loss.
+    ``losses`` are those of this process's own micro-batches, the first of ``batches``; all of these are run, as FSDP2's
+    collectives demand. Where every loss is finite it names the micro-batch with the largest and, of the parameters
+    whose gradient is not finite, the one nearest to the loss.
     """
-    runs = [_run_watched(stage, batch) for batch in batches]
+    layers = [_first_bad_layer(stage, batch) for batch in batches]
     parameter = strategy.first_bad_gradient()
-    runs = runs[:num_own]
-    for i, (loss, layer) in enumerate(runs):
-        if layer or not math.isfinite(loss):
-            return _name(batches, i, num_own) + (f", first in {layer}" if layer else "")
-    if not runs:
+    if not losses:
         return None
-    means = [loss / max(stage.count(batch), 1) for (loss, _), batch in zip(runs, batches, strict=False)]
-    worst = means.index(max(means))
-    text = f"{_name(batches, worst, num_own)} has the largest loss, {means[worst]:.4g}"
-    return text + (f"; the gradient of {parameter} is not finite" if parameter else "")
-
-
-def _name(batches: Sequence[Batch], i: int, num_own: int) -> str:
-    row = sum(batch.num_rows for batch in batches[:i])
-    rows = f"row {row}" if batches[i].num_rows == 1 else f"rows {row} to {row + batches[i].num_rows - 1}"
-    return f"micro-batch {i + 1} of {num_own} ({rows} of the process's share)"
+    means = [loss / max(stage.count(batch), 1) for loss, batch in zip(losses, batches, strict=False)]
+    worst = next((i for i, mean in enumerate(means) if not math.isfinite(mean)), means.index(max(means)))
+    first = sum(batch.num_rows for batch in batches[:worst])
+    rows = ", ".join(map(str, range(first, first + batches[worst].num_rows)))
+    text = f"micro-batch {worst + 1} of {len(losses)} (rows {rows} of the process's share)"
+    if math.isfinite(means[worst]):
+        text += f" has the largest loss, {means[worst]:.4g}"
+        return f"{text}; the gradient of {parameter} is not finite" if parameter else text
+    where = layers[worst]
+    return f"{text}, first in {where}" if where else f"{text}, whose layers are all finite when run again"
 
 
 @torch.no_grad()
-def _run_watched(stage: Any, batch: Batch) -> tuple[float, str | None]:
-    """Return the loss and the name of the first module, student's or teacher's, with an output that is not finite."""
+def _first_bad_layer(stage: Any, batch: Batch) -> str | None:
+    """Return the name of the first module, student's or teacher's, with an output that is not finite."""
     first: list[str] = []
 
     def watch(name: str) -> Any:
@@ -60,8 +58,8 @@ def _run_watched(stage: Any, batch: Batch) -> tuple[float, str | None]:
         if name
     ]
     try:
-        loss = stage(batch)["loss"]
+        stage(batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return float(loss), first[0] if first else None
+    return first[0] if first else None

@@ -78,7 +78,9 @@ class StageLoop:
         set_seed(seed, device_specific=True)
 
         found = step_checkpoints(run.out, self.name)
-        before = checkpoint_folder(run.out, run.recipe.stages[index - 1], None) if index else None
+        self.before = before = (
+            checkpoint_folder(run.out, run.recipe.stages[index - 1], None) if index else None
+        )
         student = copy.deepcopy(run.models.student)
         if before is not None:  # from the file even when it was written just now: resumed or not, the same
             load_weights(student, load_tensors(before, WEIGHTS))
@@ -170,18 +172,20 @@ class StageLoop:
         # Every process runs as many: with DDP and FSDP2 a forward or backward that one leaves out stops all.
         batches += [self._empty_batch()] * (rounds - num_own)
         sums: dict[str, torch.Tensor] = {}
+        losses = []
         for i, batch in enumerate(batches):
             with strategy.accumulating(last=i == rounds - 1):
                 outputs = strategy.model(batch)
                 scale = world / max(count, 1) if i < num_own else 0.0
                 strategy.backward(outputs["loss"] * scale)
+            losses.append(outputs["loss"].detach())
             for key, value in outputs.items():
                 value = value.detach().double() * (i < num_own)
                 sums[key] = sums[key] + value if key in sums else value
         totals: Any = accelerator.reduce(torch.stack(list(sums.values())), "sum")
         *values, norm = torch.cat([totals, strategy.gradient_norm().double()[None]]).tolist()
         summed = dict(zip(sums, values, strict=True))
-        self._check(summed["loss"], count, norm, batches[:num_own], rounds)
+        self._check(summed["loss"], count, norm, batches, losses[:num_own])
         strategy.step(norm)
         self.at.step += 1
         self.at.tokens += size * self.recipe.sequence_length
@@ -205,7 +209,9 @@ class StageLoop:
         batch = Batch(ids, ends, ids[0].bool(), length, num_rows=1, num_supervised=0, num_tokens=0)
         return batch.to(self.device)
 
-    def _check(self, loss: float, count: int, norm: float, batches: Sequence[Batch], rounds: int) -> None:
+    def _check(
+        self, loss: float, count: int, norm: float, batches: Sequence[Batch], losses: Sequence[torch.Tensor]
+    ) -> None:
         """Stop before the optimizer steps when the step's numbers are no good."""
         at, mean = self.at, loss / max(count, 1)
         exploded = (
@@ -225,16 +231,17 @@ class StageLoop:
         )
         if exploded:
             what += f", over {self.training.max_loss_ratio:g} times its running mean {at.mean_loss:.4g}"
-        padded = [*batches, *[self._empty_batch()] * (rounds - len(batches))]
-        found = gather_object([describe_fault(self.stage, self.strategy, padded, len(batches))])
+        found = gather_object(
+            [describe_fault(self.stage, self.strategy, batches, [float(x) for x in losses])]
+        )
         where = "; ".join(
             text if len(found) == 1 else f"process {i}: {text}" for i, text in enumerate(found) if text
         )
-        kept = step_checkpoints(self.run.out, self.name)
+        kept = (step_checkpoints(self.run.out, self.name) or [self.before])[-1]
         stop_together(
             self.accelerator,
-            f"stage '{self.name}', step {at.step + 1}: {what}; {where or 'no layer gives a number that is not finite'};"
-            f" nothing was learnt from it; last good checkpoint: {kept[-1] if kept else 'the stage began after it'}",
+            f"stage '{self.name}', step {at.step + 1}: {what}; {where}. The optimizer did not take that step;"
+            f" last good checkpoint: {kept or 'none yet'}",
         )
 
     def _measure(self) -> dict[str, float]:

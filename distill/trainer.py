@@ -32,6 +32,7 @@ from distill.recipe import Recipe
 from distill.recipes import load_recipe, write_recipe
 from distill.stage_loop import Run, StageLoop
 from distill.strategies import main_only, start_accelerator
+from distill_eval.catalog import load_catalog, select_tasks
 from distill_eval.checkpoints.build import unwritable
 from distill_eval.content import default_cache_dir
 from distill_eval.errors import OptionError, OutputError, TrainingError
@@ -84,6 +85,8 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path | None = None, as_json: 
 
 def _begin(recipe: Recipe, out: Path) -> None:
     """Make ``out``, or see that it is of this recipe."""
+    if recipe.eval is not None:  # not only after hours of training
+        select_tasks(load_catalog(), recipe.eval.suite)
     written = out / RECIPE_FILE
     if written.exists():
         check_same_recipe(load_recipe(str(written)), recipe, out)

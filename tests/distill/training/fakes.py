@@ -1,5 +1,6 @@
 """A stream of toy rows and faults under the trainer, and fresh processes to run it in."""
 
+import errno
 import itertools
 import multiprocessing
 import os
@@ -86,7 +87,7 @@ def held_out_rows(data, tokenizer, sequence_length: int, num_rows: int) -> list[
 
 
 def fault(loss: torch.Tensor, call: int) -> torch.Tensor:
-    """What the environment asks for in one call of forward: KILL_AT, NAN_AT, GRADIENT_AT or EXPLODE_AT = number."""
+    """What the environment asks for in one call of the stage's forward, as NAN_AT=3."""
     if call == int(os.environ.get("KILL_AT", 0)) and os.environ.get("KILL_RANK", "0") == os.environ.get(
         "RANK", "0"
     ):
@@ -95,6 +96,8 @@ def fault(loss: torch.Tensor, call: int) -> torch.Tensor:
         os.kill(os.getpid(), signal.SIGINT)
     if call == int(os.environ.get("NAN_AT", 0)):
         return loss * float("nan")
+    if call == int(os.environ.get("BAD_GRADIENT_AT", 0)):
+        loss.register_hook(lambda gradient: gradient * float("inf"))
     if call == int(os.environ.get("EXPLODE_AT", 0)):
         return loss * 1e4
     return loss
@@ -111,12 +114,24 @@ def install() -> None:
         forward = stage.forward
 
         def faulty(batch: Batch) -> dict[str, torch.Tensor]:
+            call = next(calls)
+            if call == int(os.environ.get("BREAK_AT", 0)):
+                stage.student.model.layers[2].mlp.down_proj.weight.data.fill_(float("inf"))
             outputs = forward(batch)
-            return outputs | {"loss": fault(outputs["loss"], next(calls))}
+            return outputs | {"loss": fault(outputs["loss"], call)}
 
         stage.forward = faulty
         return stage
 
+    if "DISK_FULL_AT_FLUSH" in os.environ:
+        flushes, fsync = itertools.count(1), os.fsync
+
+        def full(descriptor: int) -> None:
+            if next(flushes) == int(os.environ["DISK_FULL_AT_FLUSH"]):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fsync(descriptor)
+
+        os.fsync = full
     if "KILL_AT_RENAME" in os.environ:
         renames, rename = itertools.count(1), Path.rename
 
@@ -144,7 +159,8 @@ def _work(
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
-    install()
+    if "REAL_DATA" not in os.environ:
+        install()
     getattr(sys.modules[__name__], function)(*arguments)
 
 
@@ -184,3 +200,11 @@ def launch(
             process.join()
             raise AssertionError(f"a process hung: {log.with_suffix('.0').read_text()}")
     return [p.exitcode for p in processes], [log.with_suffix(f".{r}").read_text() for r in range(world)]
+
+
+def run_cli(*arguments: str) -> None:
+    """The command line."""
+    from distill.cli.main import main
+
+    sys.argv = ["distill", *arguments]
+    main()
