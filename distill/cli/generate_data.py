@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from distill.data.teacher_writer import Making
 
 UNFINISHED = ("drop", "keep")
+FIRST_SHARE = 0.7  # of what is written is kept, until a round has shown
+SHOW_EVERY_S = 0.2
 _SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
@@ -197,7 +199,8 @@ class _Bars:
             disable=quiet,
         )
         self._tasks: dict[str, Any] = {}
-        self._started: dict[str, tuple[float, int]] = {}
+        self._rounds: dict[str, tuple[float, int, int]] = {}  # when it began, then kept, then generated
+        self._share = FIRST_SHARE
         self._shown = 0.0
 
     def __enter__(self) -> "_Bars":
@@ -212,21 +215,26 @@ class _Bars:
         now = time.perf_counter()
         if name not in self._tasks:
             self._tasks[name] = self._bars.add_task(name, total=wanted, speed="", left="")
-            self._started[name] = now, kept
-        elif kept < wanted and now - self._shown < 0.2:
+            self._rounds[name] = now, kept, generated
+        started, before, at_start = self._rounds[name]
+        if kept > before:  # a round is done
+            self._share = (kept - before) / max(1, generated - at_start)
+        elif now - self._shown < SHOW_EVERY_S:
             return
         self._shown = now
-        started, before = self._started[name]
-        seconds = now - started
-        left = ""
+        speed = (generated - at_start) / max(now - started, 1e-9)
+        # What is under way counts by the share that was kept so far.
+        under_way = self._share * (generated - at_start) if kept == before else 0
+        done = min(wanted, kept + under_way)
+        left = (wanted - done) / (self._share * speed) if speed else 0
         if kept > before:
-            left = f"about {max(0.0, (wanted - kept) * seconds / (kept - before)):,.0f} s left"
+            self._rounds[name] = now, kept, generated
         self._bars.update(
             self._tasks[name],
             description=f"{name} ({rows:,} kept)",
-            completed=min(kept, wanted),
-            speed=f"{generated / seconds if seconds else 0:,.0f} tokens/s written",
-            left=left if kept < wanted else "",
+            completed=done,
+            speed=f"{speed:,.0f} tokens/s",
+            left=f"about {left:,.0f} s left" if done < wanted and speed else "",
         )
 
 

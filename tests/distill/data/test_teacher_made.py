@@ -38,7 +38,8 @@ NO_SYSTEM = (
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 WORDS = [
-    "fox", "bridge", "boat", "harbour", "rain", "clock", "baker", "bread", "rolls", "cake", "morning", "noon", "sky", "red",
+    "fox", "bridge", "boat", "harbour", "rain", "clock", "baker", "bread", "rolls", "cake", "morning", "noon", "sky",
+    "red",
 ]  # fmt: skip
 FAKE = RunOptions(backend="fake")
 MAKING = Making(chat_tokens=3000, text_tokens=2000, max_user_tokens=64, max_new_tokens=120, round_size=24)
