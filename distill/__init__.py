@@ -12,6 +12,6 @@ from distill_eval import __version__
 if Path(sys.argv[0]).stem != "distill":
     from distill.conversion import convert
     from distill.hybrid import HybridForCausalLM
-from distill.hybrid_config import HybridConfig
+    from distill.hybrid_config import HybridConfig
 
 __all__ = ["HybridConfig", "HybridForCausalLM", "__version__", "convert"]

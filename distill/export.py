@@ -14,6 +14,7 @@ from distill.hybrid import HybridForCausalLM
 from distill_eval.checkpoints.build import unwritable
 from distill_eval.errors import CheckpointError, OutputError
 from distill_eval.provenance import stamp
+from distill_eval.schema.checkpoints import Checkpoint
 
 PROVENANCE_FILE = "distill_provenance.json"
 
@@ -64,6 +65,18 @@ def count_parameters(model: Any) -> dict[str, int]:
         "total": sum(counted.values()),
         "embeddings": sum(heads.values()),
         "mixers": sum(parameter.numel() for mixer in mixers for parameter in mixer.parameters()),
+    }
+
+
+def checkpoint_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a student's provenance says of a checkpoint it was made from."""
+    return {
+        # A local path means nothing to whom the student is handed on, and says where it was made.
+        "name": checkpoint.name if checkpoint.source in ("hub", "demo") else Path(checkpoint.name).name,
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "model_type": checkpoint.model_type,
+        "fingerprint": checkpoint.fingerprint,
     }
 
 

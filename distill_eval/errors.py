@@ -13,6 +13,7 @@
     |- StoreError                   the response cache or a run folder
     |- OutputError                  a place that cannot be written to
     |- BackendError                 a model that cannot be run (NaN weights, out of memory, ...)
+    |- TrainingError                a run of training that cannot go on (NaN, a lost process, ...)
     `- SandboxError                 model-written code with no sandbox to hold it
 
 A message says what is wrong, where, and what would be right::
@@ -70,6 +71,10 @@ class OutputError(UserError):
 
 class BackendError(UserError):
     """A model that cannot be run as asked."""
+
+
+class TrainingError(UserError):
+    """A run of training that cannot go on."""
 
 
 class SandboxError(UserError):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from distill.cli import main
+from distill.cli.main import main
 from distill.export import PROVENANCE_FILE
 
 
