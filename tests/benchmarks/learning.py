@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from distill.checkpointing import step_checkpoints
 from distill.cli.options import DEFAULT_CACHE
-from distill.schedule import num_steps
-
 from distill.recipe import DataRecipe, Recipe
 from distill.recipes import load_recipe, write_recipe
+from distill.schedule import num_steps
 from distill_eval.provenance import stamp
 
 ARMS = {"stage 1": ("stage1", "stage2", "stage3a"), "no stage 1": ("stage2", "stage3a")}

@@ -147,6 +147,7 @@ class FixedRows:
 def open_loop(options: Options, name: str, micro_rows: int, strategy: str = "auto", times: int = 1) -> Any:
     """Return the trainer's loop over a stage, on fixed rows in place of data; ``times`` as many rows as usual."""
     from accelerate import Accelerator
+
     from distill.opening import Models
     from distill.progress import Reporter
     from distill.stage_loop import Run, StageLoop
