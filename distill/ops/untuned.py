@@ -11,7 +11,7 @@ def _distance(config) -> tuple[float, int]:
 
 
 def untune() -> Callable[[], None]:
-    """Let triton take a usual configuration of a kernel that runs; returns what undoes it. Does nothing without triton."""
+    """Let triton take a usual configuration of a kernel; returns what undoes it. Does nothing without triton."""
     if importlib.util.find_spec("triton") is None:
         return lambda: None
     from triton.runtime.autotuner import Autotuner
