@@ -33,7 +33,8 @@ FREE = (
     *(
         f"training.{key}"
         for key in (
-            "strategy", "save_every", "keep", "measure_every", "log_every", "max_loss_ratio", "tensorboard", "wandb"
+            "strategy", "save_every", "keep", "measure_every", "log_every", "max_loss_ratio", "tensorboard", "wandb",
+            "tune_kernels",
         )
     ),
 )  # fmt: skip

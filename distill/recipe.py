@@ -106,6 +106,7 @@ class TrainingRecipe:
     measure_every: int = 100  # steps between held-out measurements; 0: only at a stage's end
     log_every: int = 10
     max_loss_ratio: float = 20.0  # a loss this many times its running mean stops the run
+    tune_kernels: bool = True  # False: triton takes what runs, which spares a short run its minutes of tuning
     tensorboard: bool = False
     wandb: str | None = None  # a project's name
     seed: int = 0

@@ -27,6 +27,7 @@ from distill.checkpointing import (
 )
 from distill.export import write_student
 from distill.opening import open_models, stage_provenance
+from distill.ops.untuned import untune
 from distill.progress import Reporter, package_missing
 from distill.recipe import Recipe
 from distill.recipes import load_recipe, write_recipe
@@ -67,6 +68,8 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path | None = None, as_json: 
             raise OptionError(f"training.{name}: the package '{name}' is not installed: pip install {name}")
     accelerator = start_accelerator(recipe.training, log_with=trackers or None, project_dir=out)
     reporter = Reporter(out, active=accelerator.is_main_process, as_json=as_json)
+    if not recipe.training.tune_kernels:
+        untune()
     with _told_to_stop() as asked, _lost_processes(out):
         main_only(accelerator, lambda: _begin(recipe, out))
         if trackers:

@@ -16,6 +16,7 @@ EXIT_INTERRUPTED = 130
 COMMANDS = {
     "convert": "distill.cli.convert:convert_command",
     "export": "distill.cli.export:export_command",
+    "generate-data": "distill.cli.generate_data:generate_data_command",
     "recipes": "distill.cli.recipes:recipes_command",
     "train": "distill.cli.train:train_command",
 }

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=4_000_000, help="N of the ablation")
     parser.add_argument("--stage3a-tokens", type=int, default=6_000_000, help="of the ablation")
     parser.add_argument("--seeds", default="0,1,2", help="of the ablation")
+    parser.add_argument("--jobs", type=int, default=1, help="runs of the ablation side by side on the device")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     recipe = prepare(arguments)
@@ -106,28 +108,36 @@ def ablation(arguments: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     measured: dict[str, list[dict[str, np.ndarray]]] = {arm: [] for arm in ARMS}
     rows = []
-    for seed in seeds:
-        for arm, stages in ARMS.items():
-            share = arguments.tokens // (len(stages) - 1)
-            tokens = {"stage1": share, "stage2": share, "stage3a": arguments.stage3a_tokens}
-            stage = {name: dataclasses.replace(recipe.stage[name], tokens=tokens[name]) for name in stages}
-            training = dataclasses.replace(recipe.training, seed=seed)
-            own = dataclasses.replace(recipe, stage=stage, stages=stages, training=training)
-            folder = arguments.out / f"{arm.replace(' ', '-')}-{seed}"
-            runs = run(own, folder, folder.with_suffix(".yaml"))
-            found = measure(own, folder, stages[-2:], arguments.held_out)
-            measured[arm].append(found["stage3a"][recipe.stage["stage3a"].data])
-            rows.append(
-                {
-                    "arm": arm,
-                    "seed": seed,
-                    "tokens": {name: own.stage[name].tokens for name in stages},
-                    "seconds": round(sum(each["seconds"] for each in runs), 1),
-                    "held_out": {name: means(values) for name, values in found.items()},
-                }
-            )
-            print(f"{arm}, seed {seed}: {json.dumps(rows[-1]['held_out'])}", flush=True)
+    plans = [ablated(arguments, recipe, arm, seed) for seed in seeds for arm in ARMS]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        all_runs = list(pool.map(lambda plan: run(plan[2], plan[3], plan[3].with_suffix(".yaml")), plans))
+    for (arm, seed, own, folder), runs in zip(plans, all_runs, strict=True):
+        found = measure(own, folder, own.stages[-2:], arguments.held_out)
+        measured[arm].append(found["stage3a"][recipe.stage["stage3a"].data])
+        rows.append(
+            {
+                "arm": arm,
+                "seed": seed,
+                "tokens": {name: own.stage[name].tokens for name in own.stages},
+                "seconds": round(sum(each["seconds"] for each in runs), 1),
+                "held_out": {name: means(values) for name, values in found.items()},
+            }
+        )
+        print(f"{arm}, seed {seed}: {json.dumps(rows[-1]['held_out'])}", flush=True)
     return {"seeds": seeds, "rows": rows, "no stage 1 minus stage 1": difference(measured)}
+
+
+def ablated(
+    arguments: argparse.Namespace, recipe: Recipe, arm: str, seed: int
+) -> tuple[str, int, Recipe, Path]:
+    """Return an arm, its seed, its recipe and its folder."""
+    stages = ARMS[arm]
+    share = arguments.tokens // (len(stages) - 1)
+    tokens = {"stage1": share, "stage2": share, "stage3a": arguments.stage3a_tokens}
+    stage = {name: dataclasses.replace(recipe.stage[name], tokens=tokens[name]) for name in stages}
+    training = dataclasses.replace(recipe.training, seed=seed)
+    own = dataclasses.replace(recipe, stage=stage, stages=stages, training=training)
+    return arm, seed, own, arguments.out / f"{arm.replace(' ', '-')}-{seed}"
 
 
 def run(

@@ -179,11 +179,11 @@ def agree_vllm(arguments: argparse.Namespace) -> None:
 
 
 def agree_transformers(arguments: argparse.Namespace) -> None:
+    from distill.ops.untuned import untune
     from distill_eval.backends import open_backend
     from distill_eval.checkpoints import resolve_checkpoint
     from distill_eval.schema.requests import GREEDY, GenerateRequest
     from distill_eval.schema.run import RunOptions
-    from tests.distill.untuned import untune
 
     untune()
     prompts = read_prompts(arguments)

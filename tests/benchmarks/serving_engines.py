@@ -50,7 +50,7 @@ def run_worker(worker: str, folder: Path, arguments: argparse.Namespace, dtype: 
 
 def environment(scratch: Path, worker: str, dtype: str) -> dict[str, str]:
     # vLLM calls plug-ins in each of its processes.
-    plug_ins = {} if worker == "speed" else {"untuned": "tests.distill.untuned:untune"}
+    plug_ins = {} if worker == "speed" else {"untuned": "distill.ops.untuned:untune"}
     if "distill_eval_hybrid" not in entry_points(group="vllm.general_plugins").names:
         plug_ins["distill_eval_hybrid"] = "distill.serving:register"
     info = scratch / "distill_eval_serving-0.dist-info"

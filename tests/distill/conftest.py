@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distill.untuned import untune
+from distill.ops.untuned import untune
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
