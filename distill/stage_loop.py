@@ -44,14 +44,14 @@ SETTLING_STEPS = 10
 
 @dataclass
 class Run:
-    """What all stages share; ``asked`` holds the signal that asked the run to stop."""
+    """What all stages share; ``asked`` fills when the run is asked to stop."""
 
     recipe: Recipe
     out: Path
     accelerator: Accelerator
     reporter: Reporter
     models: Models
-    asked: list[int]
+    asked: list[float]
 
 
 @dataclass

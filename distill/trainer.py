@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -37,8 +38,10 @@ from distill_eval.catalog import load_catalog, select_tasks
 from distill_eval.checkpoints.build import unwritable
 from distill_eval.content import default_cache_dir
 from distill_eval.errors import OptionError, OutputError, TrainingError
+from distill_eval.runs import MANIFEST
 
 RECIPE_FILE = "recipe.yaml"
+EXIT_INTERRUPTED = 130
 # What says to a process that it is one of several; an evaluation runs alone.
 LAUNCH_VARIABLES = (
     "RANK",
@@ -49,6 +52,7 @@ LAUNCH_VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+SAME_WISH_S = 5.0
 LOST = ("connection closed", "connection reset", "timed out", "nccl", "gloo", "broken pipe")
 
 
@@ -127,7 +131,11 @@ def _export(run: Run, index: int) -> None:
 def _evaluate(run: Run, name: str) -> None:
     """Run the recipe's suite on teacher and student in a process of its own, whose memory goes with it."""
     evaluation, out = run.recipe.eval, run.out / f"eval-{name}"
-    if evaluation is None or name not in (evaluation.stages or run.recipe.stages) or out.exists():
+    if evaluation is None or name not in (evaluation.stages or run.recipe.stages):
+        return
+    done = [(out / MANIFEST).exists()]
+    broadcast_object_list(done)
+    if done[0]:
         return
     command = [sys.executable, "-m", "distill_eval.cli.main", "compare", f"teacher={run.recipe.teacher}"]
     command += [f"{name}={run.out / name}", "--suite", evaluation.suite, "--out", str(out)]
@@ -147,12 +155,14 @@ def _evaluate(run: Run, name: str) -> None:
         ):  # a collective now and then, or those who wait would take this process for lost
             if child is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(timeout=60)
-                code[0] = child.returncode
+                    child.wait(timeout=5)
+                code[0] = EXIT_INTERRUPTED if run.asked else child.returncode
             broadcast_object_list(code)
     finally:
         if child is not None and child.returncode is None:
             child.terminate()
+    if code[0] == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
 
     def check() -> None:
         if code[0]:
@@ -167,14 +177,17 @@ def _evaluate(run: Run, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _told_to_stop() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step is finished and saved first; a second one ends at once."""
-    asked: list[int] = []
+def _told_to_stop() -> Iterator[list[float]]:
+    """Collect SIGINT and SIGTERM, so that a step is finished and saved first; a later one ends at once.
+
+    torchrun hands Ctrl-C on to processes that the terminal has told already: what comes soon after is the same wish.
+    """
+    asked: list[float] = []
 
     def ask(number: int, frame: object) -> None:
-        if asked:
+        if asked and time.monotonic() - asked[0] > SAME_WISH_S:
             raise KeyboardInterrupt
-        asked.append(number)
+        asked.append(time.monotonic())
 
     if threading.current_thread() is not threading.main_thread():
         yield asked

@@ -94,6 +94,7 @@ def fault(loss: torch.Tensor, call: int) -> torch.Tensor:
         os.kill(os.getpid(), signal.SIGKILL)
     if call == int(os.environ.get("STOP_AT", 0)):
         os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # torchrun tells what the terminal has told
     if call == int(os.environ.get("NAN_AT", 0)):
         return loss * float("nan")
     if call == int(os.environ.get("BAD_GRADIENT_AT", 0)):
