@@ -31,14 +31,6 @@ def _load(x, rows, columns, stride, mask):
     return tl.load(x + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
-@triton.jit
-def _halve(g, here, o_i, o_k, in_k, T, stride, half):
-    """For a halving into parts of ``half`` tokens: g of the token between two, which tokens pair up, the upper ones."""
-    between = here + (o_i & (0 - 2 * half)) + half
-    b_r = _load(g, between, o_k, stride, (between < T)[:, None] & in_k[None, :])
-    return b_r, (o_i[:, None] ^ o_i[None, :]) < 2 * half, o_i & half
-
-
 @triton.jit(do_not_specialize=["T"])
 def _within_chunks(
     q, k, g, beta, dAqk, dAkk,
@@ -80,88 +72,90 @@ def _within_chunks(
     dAkk += (first * HV + i_hv) * BT
     shift = (first * HV + i_hv) * K
 
-    place = shift + rows[:, None] * (HV * K) + o_k[None, :]
+    b_q = _load(q, rows, o_k, H * K, mask)
+    b_k = _load(k, rows, o_k, H * K, mask)
     b_g = _load(g, rows, o_k, HV * K, mask)
     b_beta = tl.load(beta + rows * HV, mask=inside, other=0.0).to(tl.float32)
-    same = o_i[:, None] == o_i[None, :]
+    b_kb = b_k * b_beta[:, None]
+    to_q = tl.zeros([BC, BK], dtype=tl.float32)  # of the queries
+    to_k = tl.zeros([BC, BK], dtype=tl.float32)  # of the keys as rows i of k k^T, without beta
+    to_t = tl.zeros([BC, BK], dtype=tl.float32)  # of the keys as columns j
 
-    # As rows: what this block's queries and keys have read from the keys before them.
-    b_k = _load(k, rows, o_k, H * K, mask)
-    b_dAqk = _load(dAqk, rows, i_c * BC + o_i, HV * BT, inside[:, None])
-    b_dAkk = _load(dAkk, rows, i_c * BC + o_i, HV * BT, inside[:, None])
-    to_q = tl.zeros([BC, BK], dtype=tl.float32)
-    to_k = tl.zeros([BC, BK], dtype=tl.float32)  # without beta
-    if i_c > 0:  # earlier blocks: this block's first token stands between
-        b_first = tl.load(g + here * HV * K + o_k, mask=in_k, other=0.0).to(tl.float32)[None, :]
+    # Earlier blocks: this block's first token stands between.
+    if i_c > 0:
+        b_r = tl.load(g + here * HV * K + o_k, mask=in_k, other=0.0).to(tl.float32)[None, :]
         for i_j in range(0, i_c):
             others = start + i_j * BC + o_i
             both = (others < T)[:, None] & in_k[None, :]
             b_kj = _load(k, others, o_k, H * K, both)
-            b_kj *= _decay(b_first - _load(g, others, o_k, HV * K, both))
-            b_Aqk = _load(dAqk, rows, i_j * BC + o_i, HV * BT, inside[:, None])
-            b_Akk = _load(dAkk, rows, i_j * BC + o_i, HV * BT, inside[:, None])
-            to_q = tl.dot(b_Aqk, b_kj, to_q, input_precision=PRECISION)
-            to_k = tl.dot(b_Akk, b_kj, to_k, input_precision=PRECISION)
-        b_e = _decay(b_g - b_first)
+            b_kj *= _decay(b_r - _load(g, others, o_k, HV * K, both))
+            b_dAqk = _load(dAqk, rows, i_j * BC + o_i, HV * BT, inside[:, None])
+            b_dAkk = _load(dAkk, rows, i_j * BC + o_i, HV * BT, inside[:, None])
+            to_q = tl.dot(b_dAqk, b_kj, to_q, input_precision=PRECISION)
+            to_k = tl.dot(b_dAkk, b_kj, to_k, input_precision=PRECISION)
+        b_e = _decay(b_g - b_r)
         to_q *= b_e
         to_k *= b_e
-    to_q += tl.sum(tl.where(same, b_dAqk, 0.0), 1)[:, None] * b_k
-    to_k += tl.sum(tl.where(same, b_dAkk, 0.0), 1)[:, None] * b_k
-    for level in tl.range(1, 5, num_stages=1):
-        half = BC >> level
-        b_r, pair, upper = _halve(g, here, o_i, o_k, in_k, T, HV * K, half)
-        apart = pair & (upper[:, None] > 0) & (upper[None, :] == 0)
-        b_kj = b_k * _decay(b_r - b_g)
-        b_e = _decay(b_g - b_r)
-        to_q += tl.dot(tl.where(apart, b_dAqk, 0.0), b_kj, input_precision=PRECISION) * b_e
-        to_k += tl.dot(tl.where(apart, b_dAkk, 0.0), b_kj, input_precision=PRECISION) * b_e
+
+    # Later blocks: this block's last token stands between.
+    ends = tl.minimum(blocks, tl.cdiv(T - start, BC))
+    if i_c < ends - 1:
+        b_r = tl.load(g + (here + BC - 1) * HV * K + o_k, mask=in_k, other=0.0).to(tl.float32)[None, :]
+        for i_j in range(i_c + 1, ends):
+            others = start + i_j * BC + o_i
+            is_there = others < T
+            both = is_there[:, None] & in_k[None, :]
+            b_e = _decay(_load(g, others, o_k, HV * K, both) - b_r)
+            b_qj = _load(q, others, o_k, H * K, both) * b_e
+            b_betaj = tl.load(beta + others * HV, mask=is_there, other=0.0).to(tl.float32)
+            b_kj = _load(k, others, o_k, H * K, both) * b_betaj[:, None] * b_e
+            b_dAqk = _load(dAqk, others, i_c * BC + o_i, HV * BT, is_there[:, None])
+            b_dAkk = _load(dAkk, others, i_c * BC + o_i, HV * BT, is_there[:, None])
+            to_t = tl.dot(tl.trans(b_dAqk), b_qj, to_t, input_precision=PRECISION)
+            to_t = tl.dot(tl.trans(b_dAkk), b_kj, to_t, input_precision=PRECISION)
+        to_t *= _decay(b_r - b_g)
+
+    # The block itself: tokens with themselves, then four halvings.
+    b_dAqk = _load(dAqk, rows, i_c * BC + o_i, HV * BT, inside[:, None])
+    b_dAkk = _load(dAkk, rows, i_c * BC + o_i, HV * BT, inside[:, None])
+    same = o_i[:, None] == o_i[None, :]
+    own_qk = tl.sum(tl.where(same, b_dAqk, 0.0), 1)[:, None]
+    own_kk = tl.sum(tl.where(same, b_dAkk, 0.0), 1)[:, None]
+    to_q += own_qk * b_k
+    to_k += own_kk * b_k
+    to_t += own_qk * b_q + own_kk * b_kb
+    for level in tl.static_range(4):
+        half = BC >> (level + 1)
+        # The first token of the upper half, for every token of a pair of halves.
+        between = here + (o_i // (2 * half)) * (2 * half) + half
+        b_r = _load(g, between, o_k, HV * K, (between < T)[:, None] & in_k[None, :])
+        upper = (o_i // half) % 2 == 1
+        pair = (o_i[:, None] // (2 * half)) == (o_i[None, :] // (2 * half))
+        apart = pair & upper[:, None] & (upper[None, :] == 0)
+        cut_qk = tl.where(apart, b_dAqk, 0.0)
+        cut_kk = tl.where(apart, b_dAkk, 0.0)
+        down = _decay(b_g - b_r)  # of the upper half
+        up = _decay(b_r - b_g)  # of the lower half
+        b_kj = b_k * up
+        to_q += tl.dot(cut_qk, b_kj, input_precision=PRECISION) * down
+        to_k += tl.dot(cut_kk, b_kj, input_precision=PRECISION) * down
+        b_t = tl.dot(tl.trans(cut_qk), b_q * down, input_precision=PRECISION)
+        b_t = tl.dot(tl.trans(cut_kk), b_kb * down, b_t, input_precision=PRECISION)
+        to_t += b_t * up
+
     tl.store(
         db_out + (i_k.to(tl.int64) * total_tokens + first + rows) * HV + i_hv,
         tl.sum(to_k * b_k, 1),
         mask=inside,
     )
     to_k *= b_beta[:, None]
-    b_q = _load(q, rows, o_k, H * K, mask)
-    b_dg = b_q * to_q + to_k * b_k + tl.load(dg + place, mask=mask, other=0.0)
+    place = shift + rows[:, None] * (HV * K) + o_k[None, :]
+    b_dg = b_q * to_q + (to_k - to_t) * b_k + tl.load(dg + place, mask=mask, other=0.0)
     to_q += tl.load(dq + place, mask=mask, other=0.0)
-    tl.store(dq_out + place, to_q.to(dq_out.dtype.element_ty), mask=mask)
-
-    # As columns: what later queries and keys have read from this block's keys. Apart from the above, to need fewer
-    # registers at a time.
-    b_kb = b_k * b_beta[:, None]
-    b_dAqk, b_dAkk = tl.trans(b_dAqk), tl.trans(b_dAkk)
-    to_t = tl.zeros([BC, BK], dtype=tl.float32)
-    ends = tl.minimum(blocks, tl.cdiv(T - start, BC))
-    if i_c < ends - 1:  # later blocks: this block's last token stands between
-        b_last = tl.load(g + (here + BC - 1) * HV * K + o_k, mask=in_k, other=0.0).to(tl.float32)[None, :]
-        for i_j in range(i_c + 1, ends):
-            others = start + i_j * BC + o_i
-            is_there = others < T
-            both = is_there[:, None] & in_k[None, :]
-            b_later = _decay(_load(g, others, o_k, HV * K, both) - b_last)
-            b_qj = _load(q, others, o_k, H * K, both) * b_later
-            b_betaj = tl.load(beta + others * HV, mask=is_there, other=0.0).to(tl.float32)
-            b_kbj = _load(k, others, o_k, H * K, both) * b_betaj[:, None] * b_later
-            b_Tqk = _load(dAqk, others, i_c * BC + o_i, HV * BT, is_there[:, None])
-            b_Tkk = _load(dAkk, others, i_c * BC + o_i, HV * BT, is_there[:, None])
-            to_t = tl.dot(tl.trans(b_Tqk), b_qj, to_t, input_precision=PRECISION)
-            to_t = tl.dot(tl.trans(b_Tkk), b_kbj, to_t, input_precision=PRECISION)
-        to_t *= _decay(b_last - b_g)
-    to_t += (
-        tl.sum(tl.where(same, b_dAqk, 0.0), 1)[:, None] * b_q
-        + tl.sum(tl.where(same, b_dAkk, 0.0), 1)[:, None] * b_kb
-    )
-    for level in tl.range(1, 5, num_stages=1):
-        half = BC >> level
-        b_r, pair, upper = _halve(g, here, o_i, o_k, in_k, T, HV * K, half)
-        apart = pair & (upper[:, None] == 0) & (upper[None, :] > 0)
-        b_e = _decay(b_g - b_r)
-        b_t = tl.dot(tl.where(apart, b_dAqk, 0.0), b_q * b_e, input_precision=PRECISION)
-        b_t = tl.dot(tl.where(apart, b_dAkk, 0.0), b_kb * b_e, b_t, input_precision=PRECISION)
-        to_t += b_t * _decay(b_r - b_g)
     to_k += to_t + tl.load(dk + place, mask=mask, other=0.0)
+    tl.store(dg_out + place, b_dg.to(dg_out.dtype.element_ty), mask=mask)
+    tl.store(dq_out + place, to_q.to(dq_out.dtype.element_ty), mask=mask)
     tl.store(dk_out + place, to_k.to(dk_out.dtype.element_ty), mask=mask)
-    tl.store(dg_out + place, (b_dg - to_t * b_k).to(dg_out.dtype.element_ty), mask=mask)
 
 
 @register("kda")

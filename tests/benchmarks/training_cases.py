@@ -188,8 +188,8 @@ def open_loop(options: Options, name: str, micro_rows: int, strategy: str = "aut
     folder = Path(tempfile.mkdtemp())  # nothing is written there
     run = Run(recipe, folder, accelerator, Reporter(folder, active=False), models, [])
     with (
-        mock.patch("distill.data.stream.RowStream", return_value=FixedRows(ids, lengths)),
-        mock.patch("distill.data.stream.held_out_rows", return_value=[]),
+        mock.patch("distill.stage_loop.RowStream", return_value=FixedRows(ids, lengths)),
+        mock.patch("distill.stage_loop.held_out_rows", return_value=[]),
     ):
         return StageLoop(run, 0)
 

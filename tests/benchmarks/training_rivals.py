@@ -172,8 +172,8 @@ def read_as_documents(model: Any) -> None:
         ends = torch.arange(0, num_rows * length + 1, length, dtype=torch.int32)
         moved = ends.to(input_ids.device)
         keep_on_host(moved, ends)
-        kwargs["use_cache"] = False
-        outputs = forward(input_ids=input_ids.reshape(1, -1), cu_seqlens=moved, **kwargs)
+        kwargs |= {"use_cache": False, "cu_seqlens": moved}
+        outputs = forward(input_ids=input_ids.reshape(1, -1), **kwargs)
         outputs.last_hidden_state = outputs.last_hidden_state.reshape(num_rows, length, -1)
         return outputs
 
