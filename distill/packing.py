@@ -29,8 +29,9 @@ def packed_sdpa(
     if document_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if query.is_cuda and query.dtype != torch.float32 and cu_seqlens is not None:
-        tokens = (part[0].transpose(0, 1) for part in (query, key, value))
-        return packed_flash(*tokens, cu_seqlens, max(document_lengths), kwargs.get("scaling"))[None], None
+        q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+        longest = max(document_lengths)
+        return packed_flash(q, k, v, cu_seqlens, longest, kwargs.get("scaling"))[None], None
     documents = zip(*(part.split(document_lengths, dim=2) for part in (query, key, value)), strict=True)
     outputs = [sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in documents]
     return torch.cat(outputs, dim=1), None

@@ -123,8 +123,7 @@ class ServedKDAMixer(KDAMixer):
         if qkv.shape[1] > 1:  # one token each is read where it lies
             qkv = qkv.contiguous()
         qkv, conv_state = self.convolve(qkv, None, layer, cu_seqlens)
-        q, k, v = qkv.split([self.q_size, self.k_size, self.v_size], dim=-1)
-        heads = (self.heads(q, self.key_dim), self.heads(k, self.key_dim), self.heads(v, self.value_dim))
+        heads = self.cut_heads(qkv)
         logits = self.f_b_proj(decay).unflatten(-1, (self.num_heads, self.key_dim))
         mixed = self.recur(self.op, (*heads, logits, beta), conv_state, layer, cu_seqlens)
         output_gate = None if self.g_b_proj is None else self.g_b_proj(gate[0])

@@ -50,13 +50,18 @@ class KDAMixer(Mixer):
         """Return the decay before its activation, [B, T, H, K], from what ``decay_proj`` gave."""
         return self.f_b_proj(projected).unflatten(-1, (self.num_heads, self.key_dim))
 
+    def cut_heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return q, k [B, T, H, K] and v [B, T, H, V] of what was convolved, k and v repeated to all heads."""
+        K, V = self.key_dim, self.value_dim
+        parts = ((self.num_heads, K), (self.num_kv_heads, K), (self.num_kv_heads, V))
+        return ops.split_heads(qkv, self.num_heads, parts)
+
     op = staticmethod(ops.kda)
 
     def mix(self, hidden_states, mask, layer, cu_seqlens):
         qkv = join_products(hidden_states, self.q_proj, self.k_proj, self.v_proj)
         qkv, conv_state = self.convolve(qkv, mask, layer, cu_seqlens)
-        kv_heads, K, V = self.num_kv_heads, self.key_dim, self.value_dim
-        q, k, v = ops.split_heads(qkv, self.num_heads, ((self.num_heads, K), (kv_heads, K), (kv_heads, V)))
+        q, k, v = self.cut_heads(qkv)
         narrow = [self.decay_proj, self.b_proj, *([] if self.g_a_proj is None else [self.g_a_proj])]
         decay, beta, *gate_input = products(hidden_states, *narrow)
         logits = self.decay_logits(decay)

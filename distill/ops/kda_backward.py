@@ -10,6 +10,8 @@ Notation (fla's): g is the decay's logarithm to base 2, summed from the chunk's 
 gradients of the scores q k^T and beta k k^T with their decays.
 """
 
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportMissingImports=false
+
 from typing import Any
 
 import torch
@@ -179,9 +181,11 @@ class HalvingBackend(BaseBackend):
     ):  # fmt: skip
         """Return (dq, dk, db, dg) with what arises within chunks added; see fla.ops.kda.chunk_intra."""
         B, T, H, K, HV = *k.shape, g.shape[2]
-        if chunk_indices is None and cu_seqlens is not None:
-            chunk_indices = prepare_chunk_indices(cu_seqlens, chunk_size)
-        num_chunks = triton.cdiv(T, chunk_size) if cu_seqlens is None else len(chunk_indices)
+        num_chunks = triton.cdiv(T, chunk_size)
+        if cu_seqlens is not None:
+            if chunk_indices is None:
+                chunk_indices = prepare_chunk_indices(cu_seqlens, chunk_size)
+            num_chunks = len(chunk_indices)
         BK = min(CHANNELS, triton.next_power_of_2(K))
         parts = triton.cdiv(K, BK)
         dq_out, dk_out, dg_out = torch.empty_like(dq), torch.empty_like(dk), torch.empty_like(dg)

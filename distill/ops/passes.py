@@ -1,8 +1,10 @@
 """What eager code does in several passes over memory, in one: norm, rotary embedding, cutting into heads; CUDA only."""
 
+# pyright: reportIndexIssue=false, reportCallIssue=false, reportMissingImports=false
+
 import torch
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 
 # Elements a program works on at a time.
 TILE = 4096

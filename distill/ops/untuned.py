@@ -14,8 +14,8 @@ def untune() -> Callable[[], None]:
     """Let triton take a usual configuration of a kernel; returns what undoes it. Does nothing without triton."""
     if importlib.util.find_spec("triton") is None:
         return lambda: None
-    from triton.runtime.autotuner import Autotuner
-    from triton.runtime.errors import OutOfResources
+    from triton.runtime.autotuner import Autotuner  # pyright: ignore[reportMissingImports]
+    from triton.runtime.errors import OutOfResources  # pyright: ignore[reportMissingImports]
 
     tuned = Autotuner.run
 
