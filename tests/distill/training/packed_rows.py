@@ -31,8 +31,8 @@ def documents(lengths, *, prompt: float = 0.0, seed: int = 0):
     ]
 
 
-def pack(rows) -> Batch:
-    return make_batch([join(row, Shape(LENGTH, isolate=True, pad=0)) for row in rows])
+def pack(rows, length: int = LENGTH) -> Batch:
+    return make_batch([join(row, Shape(length, isolate=True, pad=0)) for row in rows])
 
 
 def recipe(kind: str, **changes: Any) -> StageRecipe:
