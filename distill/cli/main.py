@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Make hybrid linear-attention students of Transformer teachers and train them; `distill-eval` measures them.",
-    epilog="Start with: `distill train toy --out runs/toy`",
+    epilog="Start with: `distill generate-data demo:smollm2 data`, then `distill train smollm2-kda --out runs/kda`.",
 )
 
 
