@@ -295,3 +295,15 @@ def test_a_moved_batch_keeps_what_the_host_knows():
     assert torch.equal(same.rows, batch.supervised.nonzero()[:, 0])
     assert torch.equal(same.targets[:-1], batch.input_ids[0, 1:])
     assert (same.num_rows, same.num_tokens, same.num_supervised) == (3, 70, batch.num_supervised)
+
+
+@pytest.mark.parametrize("mixer", ["kda", "gated_deltanet"])
+@pytest.mark.parametrize("teacher", ["qwen3", "qwen2"])  # without a bias and with one
+def test_one_product_of_joined_weights_equals_many(make_pieces, monkeypatch, mixer, teacher):
+    stage, *_ = make_pieces("mixer", mixer, teacher=teacher, train=("mixers",))
+    batch = pack(documents(PADDED))
+    loss, expected = gradients(stage, batch)
+    monkeypatch.setattr("distill.mixers.base._is_long", lambda x: True)
+    joined, found = gradients(stage, batch)
+    assert joined == pytest.approx(loss, rel=1e-6)
+    assert all(worst(found[name], value) < 1e-4 for name, value in expected.items())
