@@ -123,7 +123,7 @@ class Alignment(Stage):
             else:
                 output = own.self_attn(own.input_layernorm(states), **arguments)[0]
                 distances = torch.linalg.vector_norm((output - mixed).float(), dim=-1)
-            losses[f"layer_{index}"] = distances[:, : batch.num_tokens].sum()
+            losses[f"layer_{index}"] = batch.sum_tokens(distances)
             states = after
         loss = torch.stack(list(losses.values())).sum()
         return {"loss": loss} | {name: value.detach() for name, value in losses.items()}

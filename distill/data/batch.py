@@ -14,7 +14,7 @@ class Batch:
     """A micro-batch of R rows of T tokens, laid end to end as one row of N = R * T tokens.
 
     Rows are borders too: no document goes on from one into the next. With ``isolate_documents: false`` only rows are.
-    Short data is padded at the end of the last row by a document of its own that nothing supervises.
+    A row with less than T tokens is padded at its end by a document of its own that nothing supervises.
     """
 
     input_ids: torch.Tensor  # [1, N] int64
@@ -24,6 +24,7 @@ class Batch:
     num_rows: int
     num_supervised: int
     num_tokens: int  # without padding
+    row_tokens: tuple[int, ...] = ()  # the same of each row; empty: all padding is at the batch's end
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -34,6 +35,15 @@ class Batch:
     def targets(self) -> torch.Tensor:
         """The token after each, [N]; what stands where nothing is supervised means nothing."""
         return self.input_ids[0].roll(-1)
+
+    def sum_tokens(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of ``values`` [1, N] over the positions that are no padding."""
+        if self.num_tokens == values.shape[1] or not self.row_tokens:
+            return values[:, : self.num_tokens].sum()
+        rows = values.unflatten(1, (self.num_rows, -1))[0]
+        return torch.stack(
+            [row[:count].sum() for row, count in zip(rows, self.row_tokens, strict=True)]
+        ).sum()
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return it on another device; what the host must know of it stays known there."""

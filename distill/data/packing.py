@@ -117,4 +117,5 @@ def make_batch(rows: Sequence[Row]) -> Batch:
         num_rows=len(rows),
         num_supervised=int(supervised.sum()),
         num_tokens=sum(row.num_tokens for row in rows),
+        row_tokens=tuple(row.num_tokens for row in rows),
     )

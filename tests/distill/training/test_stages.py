@@ -96,7 +96,6 @@ def test_alignment_reads_the_teachers_states(make_pieces, mixer, target, teacher
     assert_equals(stage, batch, naive_alignment(student, model, rows, target), student)
 
 
-@pytest.mark.xfail(strict=True, reason="padding within a batch counts, and as many tokens at its end do not")
 @pytest.mark.parametrize("target", ["mixer", "block"])
 def test_alignment_leaves_every_rows_padding_out(make_pieces, target):
     stage, student, model = make_pieces(target, train=("mixers",))
