@@ -35,8 +35,8 @@ class Stage(nn.Module):
         keep_masters(student, trained)
         for model in (student, teacher):
             fuse_all(model)
-        if teacher.config._attn_implementation == "sdpa":
-            teacher.config._attn_implementation = PACKED_SDPA
+        self._attention = teacher.config._attn_implementation
+        teacher.config._attn_implementation = PACKED_SDPA  # others would let documents see each other
         if recipe.activation_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -53,7 +53,8 @@ class Stage(nn.Module):
         return list(self.student.model.layers)
 
     def finish(self) -> None:
-        """Give the student back in its ordinary form."""
+        """Give both models back in their ordinary form."""
+        self.teacher.config._attn_implementation = self._attention
         for module in self.student.modules():
             if isinstance(module, PartlyTrainedLinear):
                 join_rows(module)
