@@ -108,6 +108,8 @@ class _Source:
         return kept
 
     def _why_nothing(self, counts: dict[str, int]) -> str:
+        if not counts["documents"] and self.recipe.min_score is not None:
+            return f"no document has a score of {self.recipe.min_score:g} (min_score) or more"
         if not self.documents.chat:
             return "every document is empty"
         if self._data.mask == "all":
