@@ -45,7 +45,10 @@ class Documents:
         return {"epoch": 0, "position": 0}
 
     def read(self, state: State, num: int) -> tuple[list[Value], list[str], State]:
-        """The next ``num`` documents or fewer (at an epoch's end; without those below ``min_score``), where each was found, where reading then stands."""
+        """The next ``num`` documents, where each was found, where reading then stands.
+
+        Fewer at an epoch's end, and by those below ``min_score``.
+        """
         epoch, position = state["epoch"], state["position"]
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
@@ -281,13 +284,17 @@ def check_document(value: Any, where: str, chat: bool) -> Value:
     return messages
 
 
-def describe(data: Sequence[DataRecipe], cache_dir: Path) -> list[dict[str, Any]]:
-    """What the sources are, for a student's provenance: files by SHA-256 (remembered in ``cache_dir``), or revision."""
+def describe(data: DataRecipe, cache_dir: Path) -> list[dict[str, Any]]:
+    """What the sources are, for a student's provenance: files by SHA-256 (remembered in ``cache_dir``), or revision.
+
+    Local sources go by their last name alone: where they lie says where the student was made.
+    """
     described = []
-    for recipe in (source for part in data for source in part.sources):
+    for recipe in data.sources:
+        files = local_files(recipe)
         documents = open_documents(recipe, shuffle=False, seed=[0])
         entry = {
-            "path": recipe.path,
+            "path": recipe.path if files is None else Path(recipe.path).name,
             "split": recipe.split,
             "subset": recipe.subset,
             "column": documents.column,
@@ -296,7 +303,6 @@ def describe(data: Sequence[DataRecipe], cache_dir: Path) -> list[dict[str, Any]
             "held_out": recipe.held_out,
             "weight": recipe.weight,
         }
-        files = local_files(recipe)
         if files is None:
             entry["revision"] = recipe.revision or _latest_revision(recipe.path)
         else:

@@ -24,7 +24,7 @@ _SCAN = 1 << 26  # bytes looked through at once
 
 
 class Store(Protocol):
-    """Documents under their numbers, a column of them at a time. ``borders`` [G + 1]: runs of them that are read as one."""
+    """Documents under their numbers, column by column. ``borders`` [G + 1]: runs of them that are read as one."""
 
     borders: np.ndarray
     columns: list[str]
@@ -95,7 +95,7 @@ class _Lines:
 
 
 class _Table:
-    """A Parquet file; of each column the row groups read last are kept, so many that a window's documents are read once."""
+    """A Parquet file; a column's row groups read last are kept, so many that a window's documents are read once."""
 
     def __init__(self, path: Path):
         import pyarrow

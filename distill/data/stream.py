@@ -237,6 +237,13 @@ def mix(
         yield i, row, state
 
 
+def check_data(data: DataRecipe, tokenizer: Any, sequence_length: int) -> None:
+    """Raise DataError when a source cannot give a first row, or nothing of what it holds out counts."""
+    for source in _open([data], None, tokenizer, sequence_length, 0):
+        next(source.rows(source.start()))
+    held_out_rows([data], tokenizer, sequence_length, 1)
+
+
 def held_out_rows(
     data: Sequence[DataRecipe], tokenizer: Any, sequence_length: int, num_rows: int, micro_batch_size: int = 1
 ) -> list[Batch]:

@@ -240,8 +240,8 @@ def test_describe_says_what_the_data_was(write, tmp_path) -> None:
     import hashlib
 
     path = write("a.jsonl", texts(5))
-    (entry,) = describe([DataRecipe((SourceRecipe(path, weight=2.0),))], tmp_path / "cache")
-    assert entry["documents"] == 5
+    (entry,) = describe(DataRecipe((SourceRecipe(path, weight=2.0),)), tmp_path / "cache")
+    assert (entry["path"], entry["documents"]) == ("a.jsonl", 5)
     assert entry["column"] == "text"
     assert entry["weight"] == 2.0
     assert entry["files"] == {"a.jsonl": hashlib.sha256(Path(path).read_bytes()).hexdigest()}

@@ -106,7 +106,7 @@ def fault(loss: torch.Tensor, call: int) -> torch.Tensor:
 
 def install() -> None:
     """Put the stream where the trainer takes it from, and ``fault`` into the stages it makes."""
-    from distill import stage_loop
+    from distill import stage_loop, trainer
 
     make = stage_loop.make_stage
 
@@ -144,6 +144,9 @@ def install() -> None:
         Path.rename = kill
 
     stage_loop.make_stage = make_faulty_stage
+    trainer.open_data = lambda recipe, stages, *_: {
+        name: [{"path": "toy", "documents": None}] for name in stages
+    }
     stage_loop.RowStream, stage_loop.held_out_rows = RowStream, held_out_rows
 
 
