@@ -155,9 +155,26 @@ class StageLoop:
                     self.save(end=last)
                 if stop:
                     raise KeyboardInterrupt
+            self._say_what_was_lost()
         finally:
             self.run.reporter.finish()
             self.stream.close()
+
+    def _say_what_was_lost(self) -> None:
+        for source in self.stream.counts():
+            lost = [
+                f"{source[key]:,} {words}"
+                for key, words in (
+                    ("truncated", "cut to sequence_length"),
+                    ("dropped", "left out: nothing in them counts"),
+                    ("rewritten_turns", "turns not counted, which the chat template rewrites"),
+                )
+                if source[key]
+            ]
+            if lost:
+                self.run.reporter.say(
+                    f"{self.name}: of {source['documents']:,} documents read of {source['path']}: {'; '.join(lost)}"
+                )
 
     def _report(self, record: dict[str, Any], left_s: float) -> None:
         if record:

@@ -61,6 +61,9 @@ class RowStream:
         generator = torch.Generator().manual_seed(self.seed * 10_000 + row)
         return torch.randint(3, 90, (self.length,), generator=generator)
 
+    def counts(self) -> list[dict[str, Any]]:
+        return []
+
     def cursor(self) -> dict[str, Any]:
         return {"row": self.row}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,26 @@ def test_what_would_stop_a_later_stage_is_said_first(cli, recipe, tmp_path):
         assert codes == [2]
         assert message in text
         assert len(text.splitlines()) == 1  # and the folder takes the mended recipe
+
+
+def test_what_was_cut_or_left_out_of_chats_is_said(cli, recipe, tmp_path):
+    chats = [
+        [{"role": "user", "content": "fox"}, {"role": "assistant", "content": "rain " * n}] for n in (2, 99)
+    ]
+    lines = [json.dumps({"messages": chat}) for chat in (*chats, chats[0][:1])]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    sets = [
+        "--set",
+        "data.text.sources.0={path: " + str(tmp_path / "text.jsonl") + "}",
+        "--set",
+        "data.text.mask=completion",
+    ]
+    codes, [text] = cli("train", recipe, "--out", tmp_path / "out", *sets, REAL_DATA="1")
+    assert codes == [0], text
+    assert re.search(
+        r"align: of [\d,]+ documents read of .*text.jsonl: [\d,]+ cut to sequence_length; [\d,]+ left out",
+        text,
+    )
 
 
 def test_changed_data_is_refused():
