@@ -26,6 +26,7 @@ from distill.checkpointing import (
     load_tensors,
     load_weights,
 )
+from distill.data.sources import local_files
 from distill.export import write_student
 from distill.opening import open_data, open_models, stage_provenance
 from distill.ops.untuned import untune
@@ -81,7 +82,7 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path | None = None, as_json: 
             accelerator.init_trackers(recipe.training.wandb or recipe.name, config=settings)
         models = open_models(recipe, accelerator, cache_dir or default_cache_dir())
         run = Run(recipe, out, accelerator, reporter, models, asked)
-        left = [name for name in recipe.stages if not (checkpoint_folder(out, name, None) / STATE).exists()]
+        left = _left(recipe, out)
         processes, cache = accelerator.num_processes, cache_dir or default_cache_dir()
         main_only(accelerator, lambda: run.sources.update(open_data(recipe, left, models, processes, cache)))
         for index, name in enumerate(recipe.stages):
@@ -93,10 +94,18 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path | None = None, as_json: 
     return out / recipe.stages[-1]
 
 
+def _left(recipe: Recipe, out: Path) -> list[str]:
+    """Return the stages that are not at their end."""
+    return [name for name in recipe.stages if not (checkpoint_folder(out, name, None) / STATE).exists()]
+
+
 def _begin(recipe: Recipe, out: Path) -> None:
     """Make ``out``, or see that it is of this recipe; a mended one may take its place while no checkpoint is there."""
     if recipe.eval is not None:  # not only after hours of training
         select_tasks(load_catalog(), recipe.eval.suite)
+    for name in _left(recipe, out):  # not only when a teacher was fetched and loaded
+        for source in (s for part in recipe.stage[name].data.split("+") for s in recipe.data[part].sources):
+            local_files(source)
     written = out / RECIPE_FILE
     if any((out / "checkpoints").glob(f"*/{STATE}")):
         check_same_recipe(load_recipe(str(written)), recipe, out)
