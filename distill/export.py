@@ -196,7 +196,7 @@ def model_card(model: Any, record: Mapping[str, Any], title: str) -> str:
         ("teacher's fingerprint", teacher.get("fingerprint", "unknown")),
         ("stage", record.get("stage", "unknown")),
         ("recipe", ", ".join(f"{key} {value}" for key, value in recipe.items()) or "none"),
-        ("data", ", ".join(map(str, record.get("data") or ())) or "none: not trained"),
+        ("data", ", ".join(source["path"] for source in record.get("data") or ()) or "none: not trained"),
         ("made", record["made"]["created"]),
     ]
     return CARD.format(

@@ -1,5 +1,7 @@
 """The models of a run: the teacher, the student it starts from, the tokenizer they must share, where they come from."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,15 @@ import torch
 from accelerate import Accelerator
 
 from distill.conversion import convert
+from distill.data.sources import describe
+from distill.data.stream import check_data
 from distill.export import checkpoint_record
 from distill.hybrid import HybridForCausalLM
 from distill.recipe import Recipe
 from distill.schedule import num_steps
 from distill_eval.backends.transformers.model import load_model
 from distill_eval.checkpoints import load_tokenizer, resolve_checkpoint
-from distill_eval.errors import CheckpointError, OptionError, did_you_mean
+from distill_eval.errors import CheckpointError, ConfigError, DataError, OptionError, did_you_mean
 from distill_eval.schema.checkpoints import Checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -88,9 +92,8 @@ def _check_tokenizer(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -
     example = " in their merges"
     if different:
         token = different[0][1]
-        example = (
-            f": '{token}' is {tokens.get(token)} of the teacher's and {others.get(token)} of the student's"
-        )
+        one, other = (ids.get(token, "none") for ids in (tokens, others))
+        example = f": '{token}' has the id {one} in the teacher's and {other} in the student's"
     raise CheckpointError(
         f"{where}{example}; distillation compares predictions token by token, so they must be one"
     )
@@ -111,17 +114,59 @@ def _check_shapes(recipe: Recipe, teacher: Checkpoint, start: Checkpoint, config
             )
 
 
-def stage_provenance(recipe: Recipe, models: Models, index: int, state: dict[str, Any]) -> dict[str, Any]:
-    """Return what a student's folder says of how it was trained up to stage ``index``; no path of this machine."""
-    done = recipe.stages[: index + 1]
-    names = list(dict.fromkeys(part for name in done for part in recipe.stage[name].data.split("+")))
-    paths = [Path(source.path) for name in names for source in recipe.data[name].sources]
-    sources = [path.name if path.exists() else str(path) for path in paths]
+def open_data(
+    recipe: Recipe, stages: Sequence[str], models: Models, num_processes: int, cache_dir: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """See that every one of ``stages`` can begin, before the first does; returns what its data is, by stage.
+
+    Raises OptionError, ConfigError and DataError for what would otherwise stop a later stage, after days maybe.
+    """
+    longest = models.teacher.config.max_position_embeddings
+    checked, described = set(), {}
+    for name in stages:
+        stage = recipe.stage[name]
+        if stage.batch_size % num_processes:
+            raise OptionError(
+                f"{name}.batch_size: {stage.batch_size} cannot be shared by {num_processes} processes; use a multiple"
+            )
+        if stage.sequence_length > longest:
+            raise ConfigError(
+                f"{name}.sequence_length: {stage.sequence_length} is more than the teacher's {longest} positions"
+            )
+        for part in stage.data.split("+"):
+            if (part, stage.sequence_length) not in checked:
+                check_data(recipe.data[part], models.tokenizer, stage.sequence_length)
+                checked.add((part, stage.sequence_length))
+            if part not in described:
+                described[part] = describe(recipe.data[part], cache_dir)
+    return {
+        name: [source for part in recipe.stage[name].data.split("+") for source in described[part]]
+        for name in stages
+    }
+
+
+def check_same_data(before: list[dict[str, Any]], now: list[dict[str, Any]], folder: Path) -> None:
+    """Raise DataError when a source is not what it was when the checkpoint ``folder`` was written."""
+    for old, new in zip(before, now, strict=True):
+        if (old.get("files"), old["documents"]) != (new.get("files"), new["documents"]):
+            raise DataError(
+                f"data '{new['path']}' has changed since '{folder}' was written: bring back what it was, or remove"
+                " that stage's checkpoints to begin the stage again"
+            )
+
+
+def stage_provenance(recipe: Recipe, models: Models, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a student's folder says of how it was trained; no path of this machine.
+
+    ``states`` are those at the ends of the stages until then.
+    """
+    done = recipe.stages[: len(states)]
+    sources = {json.dumps(source): source for state in states for source in state["data"]}
     return {
         **models.provenance,
         "recipe": {"name": recipe.name, "mixer": models.student.config.mixer, "seed": recipe.training.seed},
         "stage": done[-1],
-        "data": sources,
+        "data": list(sources.values()),
         "training": {
             "stages": {
                 name: {**asdict(recipe.stage[name]), "steps": num_steps(recipe.stage[name])} for name in done
@@ -131,6 +176,6 @@ def stage_provenance(recipe: Recipe, models: Models, index: int, state: dict[str
                 num_steps(stage) * stage.batch_size * stage.sequence_length
                 for stage in (recipe.stage[name] for name in done)
             ),
-            "metrics": state["held_out"],
+            "metrics": states[-1]["held_out"],
         },
     }

@@ -29,7 +29,7 @@ from distill.data.batch import Batch
 from distill.data.stream import RowStream, held_out_rows
 from distill.diagnosis import describe_fault
 from distill.measuring import measure
-from distill.opening import Models
+from distill.opening import Models, check_same_data
 from distill.precision import PartlyTrainedLinear
 from distill.progress import Reporter, mfu, peak_flops
 from distill.recipe import Recipe
@@ -44,7 +44,10 @@ SETTLING_STEPS = 10
 
 @dataclass
 class Run:
-    """What all stages share; ``asked`` fills when the run is asked to stop."""
+    """What all stages share; ``asked`` fills when the run is asked to stop.
+
+    ``sources`` says what the data of each stage is, in the main process alone.
+    """
 
     recipe: Recipe
     out: Path
@@ -52,6 +55,7 @@ class Run:
     reporter: Reporter
     models: Models
     asked: list[float]
+    sources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -106,7 +110,8 @@ class StageLoop:
         run.reporter.begin(self.name, self.num_steps, self.at.step, metrics_position)
 
     def _resume(self, folder: Path) -> int:
-        state = load_state(folder)
+        state, sources = load_state(folder), self.run.sources
+        main_only(self.accelerator, lambda: check_same_data(state["data"], sources[self.name], folder))
         self.at = Position(**state["position"])
         self.strategy.load_optimizer_state(load_tensors(folder, OPTIMIZER))
         self.schedule.load_state_dict(state["schedule"])
@@ -150,9 +155,26 @@ class StageLoop:
                     self.save(end=last)
                 if stop:
                     raise KeyboardInterrupt
+            self._say_what_was_lost()
         finally:
             self.run.reporter.finish()
             self.stream.close()
+
+    def _say_what_was_lost(self) -> None:
+        for source in self.stream.counts():
+            lost = [
+                f"{source[key]:,} {words}"
+                for key, words in (
+                    ("truncated", "cut to sequence_length"),
+                    ("dropped", "left out: nothing in them counts"),
+                    ("rewritten_turns", "turns not counted, which the chat template rewrites"),
+                )
+                if source[key]
+            ]
+            if lost:
+                self.run.reporter.say(
+                    f"{self.name}: of {source['documents']:,} documents read of {source['path']}: {'; '.join(lost)}"
+                )
 
     def _report(self, record: dict[str, Any], left_s: float) -> None:
         if record:
@@ -283,6 +305,7 @@ class StageLoop:
         state = {
             "position": asdict(self.at),
             "cursor": self.stream.cursor(),
+            "data": self.run.sources.get(self.name),
             "metrics_position": self.run.reporter.position(),
             "schedule": self.schedule.state_dict(),
             "random": gather_object([random_state(self.device)]),

@@ -174,7 +174,10 @@ class Distillation(Stage):
             _gather(batch.targets[None, :, None], rows)[:, 0],
             self.recipe.loss,
         )
-        return {"loss": losses.total, "kl": losses.kl, "ce": losses.ce}
+        parts = {} if self.recipe.loss.objective == "sft" else {"kl": losses.kl}
+        if self.recipe.loss.ce_weight:
+            parts["ce"] = losses.ce
+        return {"loss": losses.total} | parts
 
     def _teacher_states(self, batch: Batch) -> torch.Tensor:
         """Return the teacher's last hidden states [1, N, d]."""

@@ -26,8 +26,9 @@ from distill.checkpointing import (
     load_tensors,
     load_weights,
 )
+from distill.data.sources import local_files
 from distill.export import write_student
-from distill.opening import open_models, stage_provenance
+from distill.opening import open_data, open_models, stage_provenance
 from distill.ops.untuned import untune
 from distill.progress import Reporter, package_missing
 from distill.recipe import Recipe
@@ -81,8 +82,11 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path | None = None, as_json: 
             accelerator.init_trackers(recipe.training.wandb or recipe.name, config=settings)
         models = open_models(recipe, accelerator, cache_dir or default_cache_dir())
         run = Run(recipe, out, accelerator, reporter, models, asked)
+        left = _left(recipe, out)
+        processes, cache = accelerator.num_processes, cache_dir or default_cache_dir()
+        main_only(accelerator, lambda: run.sources.update(open_data(recipe, left, models, processes, cache)))
         for index, name in enumerate(recipe.stages):
-            if not (checkpoint_folder(out, name, None) / STATE).exists():
+            if name in left:
                 StageLoop(run, index).finish()
             main_only(accelerator, lambda index=index: _export(run, index))
             _evaluate(run, name)
@@ -90,14 +94,22 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path | None = None, as_json: 
     return out / recipe.stages[-1]
 
 
+def _left(recipe: Recipe, out: Path) -> list[str]:
+    """Return the stages that are not at their end."""
+    return [name for name in recipe.stages if not (checkpoint_folder(out, name, None) / STATE).exists()]
+
+
 def _begin(recipe: Recipe, out: Path) -> None:
-    """Make ``out``, or see that it is of this recipe."""
+    """Make ``out``, or see that it is of this recipe; a mended one may take its place while no checkpoint is there."""
     if recipe.eval is not None:  # not only after hours of training
         select_tasks(load_catalog(), recipe.eval.suite)
+    for name in _left(recipe, out):  # not only when a teacher was fetched and loaded
+        for source in (s for part in recipe.stage[name].data.split("+") for s in recipe.data[part].sources):
+            local_files(source)
     written = out / RECIPE_FILE
-    if written.exists():
+    if any((out / "checkpoints").glob(f"*/{STATE}")):
         check_same_recipe(load_recipe(str(written)), recipe, out)
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_file() or (out.is_dir() and any(out.iterdir()) and not written.exists()):
         raise OutputError(
             f"'{out}' holds something else: give --out a new folder, or one that distill train began"
         )
@@ -119,12 +131,9 @@ def _export(run: Run, index: int) -> None:
     for parameter_name, parameter in student.named_parameters():
         if not any(part in parameter_name for part in student._keep_in_fp32_modules_strict):
             parameter.data = parameter.data.to(run.models.written_dtype)
-    write_student(
-        student,
-        run.models.tokenizer,
-        run.out / name,
-        stage_provenance(run.recipe, run.models, index, load_state(folder)),
-    )
+    states = [load_state(checkpoint_folder(run.out, done, None)) for done in run.recipe.stages[: index + 1]]
+    provenance = stage_provenance(run.recipe, run.models, states)
+    write_student(student, run.models.tokenizer, run.out / name, provenance)
     run.reporter.say(f"{name}: wrote {run.out / name}")
 
 

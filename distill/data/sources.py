@@ -17,6 +17,7 @@ from distill_eval.errors import DataError
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 TEXT_COLUMNS = ("text",)
 CHAT_COLUMNS = ("messages", "conversations")
+SCORE = "score"  # the column that a source's ``min_score`` is held against
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 Value = Any  # a document: str, or a list of messages
@@ -44,7 +45,10 @@ class Documents:
         return {"epoch": 0, "position": 0}
 
     def read(self, state: State, num: int) -> tuple[list[Value], list[str], State]:
-        """The next ``num`` documents or fewer (at an epoch's end), where each was found, where reading then stands."""
+        """The next ``num`` documents, where each was found, where reading then stands.
+
+        Fewer at an epoch's end, and by those below ``min_score``.
+        """
         epoch, position = state["epoch"], state["position"]
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._order_of(epoch)
@@ -59,9 +63,12 @@ class Documents:
         return self._get(range(self._recipe.held_out))
 
     def _get(self, indices: Sequence[int]) -> tuple[list[Value], list[str]]:
+        least, store = self._recipe.min_score, self._store
         try:
-            places = [self._store.where(index) for index in indices]
-            values = [self._store.value(index, self.column) for index in indices]
+            if least is not None:
+                indices = [i for i in indices if is_wanted(store.value(i, SCORE), least, store.where(i))]
+            places = [store.where(index) for index in indices]
+            values = [store.value(index, self.column) for index in indices]
         except OSError as error:
             raise DataError(f"data '{self._recipe.path}': reading failed ({first_line(error)})") from error
         return [check_document(*pair, self.chat) for pair in zip(values, places, strict=True)], places
@@ -126,14 +133,15 @@ class StreamedDocuments:
             self._iterator = self._iterate(state["stream"] or self._beginning)
             if state["stream"] is None:
                 sum(1 for _ in islice(self._iterator, self._recipe.held_out))
-        pairs = self._check(list(islice(self._iterator, WINDOW)), first)
-        if not pairs and state["stream"] is None:
+        records = list(islice(self._iterator, WINDOW))
+        pairs = self._check(records, first)
+        if not records and state["stream"] is None:
             raise DataError(f"data '{self._recipe.path}': no documents beyond held_out")
         if self._shuffle:
             order = np.random.default_rng([*self._seed, epoch, first]).permutation(len(pairs))
             pairs = [pairs[i] for i in order]
         self._window, self._at = pairs, (epoch, first)
-        if len(pairs) < WINDOW:
+        if len(records) < WINDOW:
             self._after = self._epoch_start(epoch + 1)
         else:
             standing = self._dataset.state_dict()
@@ -148,9 +156,11 @@ class StreamedDocuments:
 
     def _check(self, records: list[dict[str, Any]], first: int) -> list[tuple[Value, str]]:
         places = [f"{self._recipe.path}, row {first + i + 1}" for i in range(len(records))]
+        least = self._recipe.min_score
         return [
             (check_document(record[self.column], where, self.chat), where)
             for record, where in zip(records, places, strict=True)
+            if least is None or is_wanted(record[SCORE], least, where)
         ]
 
 
@@ -228,6 +238,8 @@ def choose_column(recipe: SourceRecipe, columns: Sequence[str]) -> tuple[str, bo
     """The column that a source's documents are in, and whether they are chats. Raises DataError."""
     if recipe.text and recipe.messages:
         raise DataError(f"data '{recipe.path}': give one of text and messages, not both")
+    if recipe.min_score is not None and SCORE not in columns:
+        raise DataError(f"data '{recipe.path}': min_score: {no_column(SCORE, columns)}")
     named = recipe.text or recipe.messages
     if named:
         if named not in columns:
@@ -240,6 +252,13 @@ def choose_column(recipe: SourceRecipe, columns: Sequence[str]) -> tuple[str, bo
             f"data '{recipe.path}': {what}; name one with text: or messages: (columns: {', '.join(columns)})"
         )
     return found[0], found[0] in CHAT_COLUMNS
+
+
+def is_wanted(score: Any, least: float, where: str) -> bool:
+    """Whether a document's score reaches ``min_score``. Raises DataError for a score that is no number."""
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise DataError(f"{where}: {_kind(score)} where a score should be, which min_score needs")
+    return score >= least
 
 
 def check_document(value: Any, where: str, chat: bool) -> Value:
@@ -265,13 +284,17 @@ def check_document(value: Any, where: str, chat: bool) -> Value:
     return messages
 
 
-def describe(data: Sequence[DataRecipe], cache_dir: Path) -> list[dict[str, Any]]:
-    """What the sources are, for a student's provenance: files by SHA-256 (remembered in ``cache_dir``), or revision."""
+def describe(data: DataRecipe, cache_dir: Path) -> list[dict[str, Any]]:
+    """What the sources are, for a student's provenance: files by SHA-256 (remembered in ``cache_dir``), or revision.
+
+    Local sources go by their last name alone: where they lie says where the student was made.
+    """
     described = []
-    for recipe in (source for part in data for source in part.sources):
+    for recipe in data.sources:
+        files = local_files(recipe)
         documents = open_documents(recipe, shuffle=False, seed=[0])
         entry = {
-            "path": recipe.path,
+            "path": recipe.path if files is None else Path(recipe.path).name,
             "split": recipe.split,
             "subset": recipe.subset,
             "column": documents.column,
@@ -280,7 +303,6 @@ def describe(data: Sequence[DataRecipe], cache_dir: Path) -> list[dict[str, Any]
             "held_out": recipe.held_out,
             "weight": recipe.weight,
         }
-        files = local_files(recipe)
         if files is None:
             entry["revision"] = recipe.revision or _latest_revision(recipe.path)
         else:

@@ -24,7 +24,7 @@ _SCAN = 1 << 26  # bytes looked through at once
 
 
 class Store(Protocol):
-    """Documents under their numbers, all of one column. ``borders`` [G + 1]: runs of them that are read as one."""
+    """Documents under their numbers, column by column. ``borders`` [G + 1]: runs of them that are read as one."""
 
     borders: np.ndarray
     columns: list[str]
@@ -95,7 +95,7 @@ class _Lines:
 
 
 class _Table:
-    """A Parquet file; the row groups read last are kept, so many that a window's documents are read once."""
+    """A Parquet file; a column's row groups read last are kept, so many that a window's documents are read once."""
 
     def __init__(self, path: Path):
         import pyarrow
@@ -112,7 +112,7 @@ class _Table:
         if len(self) == 0:
             raise DataError(f"{path} is empty; it should hold documents")
         self.columns = list(self._file.schema_arrow.names)
-        self._groups: OrderedDict[int, Any] = OrderedDict()
+        self._columns: dict[str, OrderedDict[int, Any]] = {}
         self._room = WINDOW + max(sizes)
 
     def __len__(self) -> int:
@@ -123,14 +123,15 @@ class _Table:
 
     def value(self, index: int, column: str) -> Any:
         group = int(np.searchsorted(self.borders, index, "right")) - 1
-        if group not in self._groups:
+        groups = self._columns.setdefault(column, OrderedDict())
+        if group not in groups:
             if column not in self.columns:
                 raise DataError(f"{self.path}: {no_column(column, self.columns)}")
-            self._groups[group] = self._file.read_row_group(group, columns=[column]).column(0)
-            while sum(map(len, self._groups.values())) > self._room:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(group)
-        return self._groups[group][index - int(self.borders[group])].as_py()
+            groups[group] = self._file.read_row_group(group, columns=[column]).column(0)
+            while sum(map(len, groups.values())) > self._room:
+                groups.popitem(last=False)
+        groups.move_to_end(group)
+        return groups[group][index - int(self.borders[group])].as_py()
 
 
 class Files:

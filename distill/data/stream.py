@@ -108,6 +108,8 @@ class _Source:
         return kept
 
     def _why_nothing(self, counts: dict[str, int]) -> str:
+        if not counts["documents"] and self.recipe.min_score is not None:
+            return f"no document has a score of {self.recipe.min_score:g} (min_score) or more"
         if not self.documents.chat:
             return "every document is empty"
         if self._data.mask == "all":
@@ -233,6 +235,13 @@ def mix(
         row, state = next(rows[i])
         taken[i] += row.num_tokens
         yield i, row, state
+
+
+def check_data(data: DataRecipe, tokenizer: Any, sequence_length: int) -> None:
+    """Raise DataError when a source cannot give a first row, or nothing of what it holds out counts."""
+    for source in _open([data], None, tokenizer, sequence_length, 0):
+        next(source.rows(source.start()))
+    held_out_rows([data], tokenizer, sequence_length, 1)
 
 
 def held_out_rows(

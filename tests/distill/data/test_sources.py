@@ -103,6 +103,31 @@ def test_held_out_documents_are_the_first_and_never_read(write) -> None:
             assert sorted(epoch) == sorted(row["text"] for row in rows[12:])
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_documents_of_a_low_score_are_left_out(write, suffix) -> None:
+    rows = [row | {"score": i % 5} for i, row in enumerate(texts(40))]
+    documents = opened(write(f"a.{suffix}", rows), text="text", min_score=3, held_out=5)
+    for epoch in epochs(documents, num=2):
+        assert sorted(epoch) == sorted(row["text"] for row in rows[5:] if row["score"] >= 3)
+    assert documents.held_out()[0] == [row["text"] for row in rows[3:5]]
+    with pytest.raises(DataError, match="min_score: no column 'score'"):
+        opened(write(f"b.{suffix}", texts(4)), min_score=3)
+    unscored = opened(write(f"c.{suffix}", [*rows[:3], rows[3] | {"score": None}]), min_score=3)
+    with pytest.raises(DataError, match="4: nothing where a score should be"):
+        epochs(unscored)
+
+
+def test_streamed_documents_of_a_low_score_are_left_out(hub, monkeypatch) -> None:
+    monkeypatch.setattr(sources, "WINDOW", 10)
+    rows = [row | {"score": float(10 <= i < 20 or i % 3 == 0)} for i, row in enumerate(texts(45))]
+    rows[20:30] = [row | {"score": 0.0} for row in rows[20:30]]  # a window of none
+    hub(rows)
+    documents = opened("some/data", streaming=True, min_score=0.5, held_out=4)
+    for epoch in epochs(documents, num=2):
+        assert sorted(epoch) == sorted(row["text"] for row in rows[4:] if row["score"])
+    assert documents.held_out()[0] == [row["text"] for row in (rows[0], rows[3])]
+
+
 def test_a_folder_is_its_split_and_lacks_no_shard(write, tmp_path) -> None:
     rows = texts(30)
     write("d/train-00000-of-00002.parquet", rows[:10])
@@ -215,8 +240,8 @@ def test_describe_says_what_the_data_was(write, tmp_path) -> None:
     import hashlib
 
     path = write("a.jsonl", texts(5))
-    (entry,) = describe([DataRecipe((SourceRecipe(path, weight=2.0),))], tmp_path / "cache")
-    assert entry["documents"] == 5
+    (entry,) = describe(DataRecipe((SourceRecipe(path, weight=2.0),)), tmp_path / "cache")
+    assert (entry["path"], entry["documents"]) == ("a.jsonl", 5)
     assert entry["column"] == "text"
     assert entry["weight"] == 2.0
     assert entry["files"] == {"a.jsonl": hashlib.sha256(Path(path).read_bytes()).hexdigest()}

@@ -61,6 +61,9 @@ class RowStream:
         generator = torch.Generator().manual_seed(self.seed * 10_000 + row)
         return torch.randint(3, 90, (self.length,), generator=generator)
 
+    def counts(self) -> list[dict[str, Any]]:
+        return []
+
     def cursor(self) -> dict[str, Any]:
         return {"row": self.row}
 
@@ -106,7 +109,7 @@ def fault(loss: torch.Tensor, call: int) -> torch.Tensor:
 
 def install() -> None:
     """Put the stream where the trainer takes it from, and ``fault`` into the stages it makes."""
-    from distill import stage_loop
+    from distill import stage_loop, trainer
 
     make = stage_loop.make_stage
 
@@ -144,6 +147,9 @@ def install() -> None:
         Path.rename = kill
 
     stage_loop.make_stage = make_faulty_stage
+    trainer.open_data = lambda recipe, stages, *_: {
+        name: [{"path": "toy", "documents": None}] for name in stages
+    }
     stage_loop.RowStream, stage_loop.held_out_rows = RowStream, held_out_rows
 
 

@@ -124,7 +124,7 @@ def test_what_a_run_leaves(train, undisturbed, teacher):
     )
     record = json.loads((out / "distill" / "distill_provenance.json").read_text())
     assert record["stage"] == "distill"
-    assert record["data"] == ["toy"]
+    assert [source["path"] for source in record["data"]] == ["toy"]
     assert record["teacher"]["name"] == teacher.name
     assert record["training"]["steps"] == 8
     assert record["training"]["metrics"]["held_out_kl"] == lines[-1]["held_out_kl"]

@@ -135,8 +135,8 @@ def test_sft_needs_no_teacher(make_pieces, monkeypatch):
     stage, *_ = make_pieces("distill", loss=LossRecipe(objective="sft"))
     monkeypatch.setattr(stage.teacher.model, "layers", None)
     found = stage(pack(documents(FULL)))
-    assert found["kl"] == 0
-    assert found["loss"].item() == found["ce"].item() > 0
+    assert found.keys() == {"loss"}
+    assert found["loss"].item() > 0
 
 
 @every_mixer

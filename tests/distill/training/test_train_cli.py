@@ -1,12 +1,17 @@
 """``distill train`` as a user meets it: a recipe file, real data, several stages, JSON and plain lines."""
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from distill.opening import check_same_data
+from distill_eval.errors import DataError
 from tests.distill.training import fakes
 from tests.distill.training.conftest import metrics
 
@@ -62,6 +67,63 @@ def test_stages_on_real_data_and_json(cli, recipe, tmp_path):
     assert codes == [0]
     assert "next: distill-eval compare" in text
     assert metrics(out) == before
+
+
+def test_a_student_says_what_it_was_trained_on(cli, recipe, tmp_path):
+    out, data = tmp_path / "out", tmp_path / "text.jsonl"
+    assert cli("train", recipe, "--out", out, REAL_DATA="1")[0] == [0]
+    record = json.loads((out / "distill" / "distill_provenance.json").read_text())
+    [source] = record["data"]
+    assert (source["path"], source["documents"], source["held_out"]) == ("text.jsonl", 60, 4)
+    assert source["files"] == {"text.jsonl": hashlib.sha256(data.read_bytes()).hexdigest()}
+    assert str(tmp_path) not in json.dumps(record)
+    assert "| data | text.jsonl |" in (out / "distill" / "README.md").read_text()
+
+
+def test_what_would_stop_a_later_stage_is_said_first(cli, recipe, tmp_path):
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "fox"}]}))
+    chat = f"data.chat={{mask: completion, sources: [{{path: {tmp_path}/chat.jsonl}}]}}"
+    for changes, message in (
+        (["distill.sequence_length=1024", "distill.tokens=9000"], "more than the teacher's 512 positions"),
+        ([chat, "distill.data=chat"], "no chat has an answer that counts"),
+        ([chat, "distill.data=chat", "data.chat.sources.0.path=/none.jsonl"], "'/none.jsonl' does not exist"),
+    ):
+        sets = [part for change in changes for part in ("--set", change)]
+        codes, [text] = cli("train", recipe, "--out", tmp_path / "out", *sets, REAL_DATA="1")
+        assert codes == [2]
+        assert message in text
+        assert len(text.splitlines()) == 1  # and the folder takes the mended recipe
+
+
+def test_what_was_cut_or_left_out_of_chats_is_said(cli, recipe, tmp_path):
+    chats = [
+        [{"role": "user", "content": "fox"}, {"role": "assistant", "content": "rain " * n}] for n in (2, 99)
+    ]
+    lines = [json.dumps({"messages": chat}) for chat in (*chats, chats[0][:1])]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    sets = [
+        "--set",
+        "data.text.sources.0={path: " + str(tmp_path / "text.jsonl") + "}",
+        "--set",
+        "data.text.mask=completion",
+    ]
+    codes, [text] = cli("train", recipe, "--out", tmp_path / "out", *sets, REAL_DATA="1")
+    assert codes == [0], text
+    assert re.search(
+        r"align: of [\d,]+ documents read of .*text.jsonl: [\d,]+ cut to sequence_length; [\d,]+ left out",
+        text,
+    )
+
+
+def test_changed_data_is_refused():
+    before = [
+        {"path": "a.jsonl", "documents": 5, "files": {"a.jsonl": "12"}},
+        {"path": "some/data", "documents": None},
+    ]
+    check_same_data(before, before, Path("out"))
+    for change in ({"documents": 6}, {"files": {"a.jsonl": "34"}}):
+        with pytest.raises(DataError, match=r"'a\.jsonl' has changed since 'out' was written"):
+            check_same_data(before, [before[0] | change, before[1]], Path("out"))
 
 
 def test_only_the_main_process_speaks(cli, recipe, tmp_path):
