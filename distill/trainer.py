@@ -80,10 +80,10 @@ def train(recipe: Recipe, out: Path, *, cache_dir: Path | None = None, as_json: 
         if trackers:
             settings = {key: str(value) for key, value in flatten(asdict(recipe)).items()}
             accelerator.init_trackers(recipe.training.wandb or recipe.name, config=settings)
-        models = open_models(recipe, accelerator, cache_dir or default_cache_dir())
+        models = open_models(recipe, accelerator, (cache_dir or default_cache_dir()).expanduser())
         run = Run(recipe, out, accelerator, reporter, models, asked)
         left = _left(recipe, out)
-        processes, cache = accelerator.num_processes, cache_dir or default_cache_dir()
+        processes, cache = accelerator.num_processes, (cache_dir or default_cache_dir()).expanduser()
         main_only(accelerator, lambda: run.sources.update(open_data(recipe, left, models, processes, cache)))
         for index, name in enumerate(recipe.stages):
             if name in left:
