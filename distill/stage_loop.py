@@ -101,7 +101,7 @@ class StageLoop:
 
         data = [run.recipe.data[part] for part in self.recipe.data.split("+")]
         tokenizer, length = run.models.tokenizer, self.recipe.sequence_length
-        self.held_out = held_out_rows(data, tokenizer, length, HELD_OUT_ROWS)
+        self.held_out = held_out_rows(data, tokenizer, length, HELD_OUT_ROWS, self.recipe.micro_batch_size)
         self.stream = RowStream(data, self.recipe.mixing, tokenizer, sequence_length=length, seed=seed)
         self.at, self.held_out_metrics = Position(), {}
         metrics_position = load_state(before)["metrics_position"] if before else 0
