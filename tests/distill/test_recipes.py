@@ -182,7 +182,7 @@ def test_main_is_tables_8_and_9():
     assert [source.weight for source in main.data["pretraining"].sources] == [29, 71]
     english, chinese = main.data["pretraining"].sources
     assert (english.min_score, chinese.min_score) == (4, None)
-    assert english.streaming and chinese.streaming
+    assert (english.streaming, chinese.streaming) == (True, True)
     assert (main.data["pretraining"].mask, main.data["instruction"].mask) == ("all", "completion")
     assert main.data["instruction"].sources[0].path == "a-m-team/AM-Qwen3-Distilled"
 

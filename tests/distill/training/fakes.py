@@ -84,7 +84,9 @@ def rows_batch(rows: list[torch.Tensor]) -> Batch:
     return Batch(ids[None], ends, supervised, length, len(rows), int(supervised.sum()), len(ids))
 
 
-def held_out_rows(data, tokenizer, sequence_length: int, num_rows: int) -> list[Batch]:
+def held_out_rows(
+    data, tokenizer, sequence_length: int, num_rows: int, micro_batch_size: int = 1
+) -> list[Batch]:
     stream = RowStream(data, None, tokenizer, sequence_length=sequence_length, seed=999)
     return stream.step(3, 1)
 
