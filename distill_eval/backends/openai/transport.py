@@ -1,7 +1,6 @@
 """HTTP to one endpoint: many requests at once, tried again with backoff, no faster than allowed, keys never shown."""
 
 import asyncio
-import contextlib
 import email.utils
 import queue
 import random
@@ -18,7 +17,6 @@ from distill_eval.errors import BackendError
 
 CONNECT_S = 10.0
 CLOSE_S = 5.0
-WAIT_S = 1.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 LONGEST_RETRY_AFTER_S = 600.0
 # Servers close idle connections (uvicorn after 5 s); one closed while a request is under way costs a retry.
@@ -35,13 +33,6 @@ class EndpointError(BackendError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
-
-
-def _next(arrived: queue.SimpleQueue) -> Any:
-    """Wait for the next answer. Ctrl-C in the instant before a wait begins does not end that wait, so none is long."""
-    while True:
-        with contextlib.suppress(queue.Empty):
-            return arrived.get(timeout=WAIT_S)
 
 
 class Transport:
@@ -73,7 +64,7 @@ class Transport:
         work = self._submit(self._ask_all(path, bodies, arrived))
         try:
             for _ in bodies:
-                found = _next(arrived)
+                found = arrived.get()
                 if isinstance(found, BaseException):
                     raise found
                 yield found
