@@ -148,8 +148,10 @@ def test_a_key_with_a_line_end_inside_is_not_quoted(make_backend: Callable, monk
     assert str(caught.value) == "the key in OPENAI_API_KEY has a space or a character that no key has"
 
 
+# A shell without job control starts what is in its background with SIGINT ignored, and so do we then.
 INTERRUPTED = """
-import sys, pathlib
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from distill_eval.backends.openai import transport
 from distill_eval.backends.openai.endpoint import Endpoint
 ask = transport.Transport(Endpoint(sys.argv[1], None, None, 4, None, 60.0, 6), "here")
