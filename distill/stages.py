@@ -6,6 +6,7 @@ Stage 3 (``Distillation``) runs the whole student. A stage's parameters are the 
 submodule, so that no optimizer, wrapper or checkpoint takes it along.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,7 +22,7 @@ from distill.recipe import StageRecipe
 from distill_eval.errors import ConfigError
 
 
-class Stage(nn.Module):
+class Stage(nn.Module, ABC):
     """What both kinds of stage share: the student with its trained part as float32 masters, and the frozen teacher."""
 
     def __init__(self, student: Any, teacher: Any, recipe: StageRecipe, dtype: torch.dtype) -> None:
@@ -61,14 +62,15 @@ class Stage(nn.Module):
         if self.recipe.activation_checkpointing:
             self.student.gradient_checkpointing_disable()
 
+    @abstractmethod
     def count(self, batch: Batch) -> int:
         """Return how many positions the loss of ``batch`` is summed over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return {"loss": the sum over the positions, float32, differentiable; and sums of its parts by name}."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flops_per_token(self) -> float:
         """Return what a token costs in a step: two operations a weight and product.
 
@@ -76,7 +78,6 @@ class Stage(nn.Module):
         gradients of the weights that are trained. Not counted: attention's and the recurrences' own products,
         which grow with documents or are few.
         """
-        raise NotImplementedError
 
 
 class Alignment(Stage):

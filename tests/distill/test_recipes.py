@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import runpy
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from distill import conversion, recipe_checks, recipes
+from distill.cli.recipes import recipes_command
 from distill.recipe import Recipe
 from distill.recipes import list_recipes, load_recipe, write_recipe
 from distill_eval.errors import OutputError, RecipeError
@@ -378,8 +378,7 @@ def test_recipes_that_are_not_there():
 
 def test_the_command_lists_them_and_prints_one(tmp_path: Path):
     app = typer.Typer()
-    command = runpy.run_path(str(recipes.FOLDER.parent / "cli" / "recipes.py"))["recipes_command"]
-    app.command()(command)
+    app.command()(recipes_command)
 
     def run(*arguments: str) -> str:
         result = CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "120"})
