@@ -32,8 +32,19 @@ RUNS = {
         "--repeats",
         "3",
     ),
-    "kl_speed": tuple(
-        "--device cpu --rows 256 --plain-rows 128 --width 64 --vocabulary 2048 --repeats 3".split()
+    "kl_speed": (
+        "--device",
+        "cpu",
+        "--rows",
+        "256",
+        "--plain-rows",
+        "128",
+        "--width",
+        "64",
+        "--vocabulary",
+        "2048",
+        "--repeats",
+        "3",
     ),
     "training_speed": ("--size", "tiny", "--device", "cpu", "--parts", "ours,loop", "--steps", "3"),
     "kill_and_resume": (*DEMO, "--kills", "2", "--run", "--suite demo --limit 2"),
