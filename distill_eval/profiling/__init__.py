@@ -1,0 +1,1 @@
+"""Speed and memory of checkpoints: time to first token, decoding, caches, throughput to out of memory."""
