@@ -171,6 +171,9 @@ def _counts(name: str, text: str | None) -> tuple[int, ...]:
 
 
 def _targets(names: list[str], architectures: list[str], cache_dir: Path, trusted: list[str]) -> list[Target]:
+    if not names:  # what makes checkpoints of names takes seconds to import
+        return [_architecture(name, cache_dir) for name in architectures]
+
     from distill_eval.compare import resolve_all
 
     targets = [
@@ -237,7 +240,9 @@ class _Progress:
         self._console = Console(stderr=True, quiet=quiet)
         columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
         # Drawing takes a core that may be needed for what is being timed.
-        self._bar = Progress(*columns, console=self._console, disable=quiet, refresh_per_second=1)
+        self._bar = Progress(
+            *columns, console=self._console, disable=quiet, refresh_per_second=1, transient=True
+        )
         self._task: Any = None
 
     def __enter__(self) -> "_Progress":
@@ -252,7 +257,9 @@ class _Progress:
     def __call__(self, step: "Step") -> None:
         where = f"{step.label} · context {step.context} · batch {step.batch}"
         if step.point is not None:
-            self._console.print(f"{where} · {_told(step.point)}", markup=False, highlight=False)
+            self._console.print(
+                f"{where} · {_told(step.point)}", markup=False, highlight=False, soft_wrap=True
+            )
         elif self._task is None or step.doing == "loading":
             if self._task is not None:
                 self._bar.remove_task(self._task)
