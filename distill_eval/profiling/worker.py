@@ -26,6 +26,10 @@ from distill_eval.schema.profile import FAILED, OK, OUT_OF_MEMORY, DeviceState, 
 if TYPE_CHECKING:
     from distill_eval.profiling.base import ProfiledEngine
 
+_MEMORY_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+)  # of what engines should have turned into OutOfMemory
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -121,12 +125,7 @@ def _explained(error: Exception) -> tuple[str, str]:
     from distill_eval.profiling.base import OutOfMemory
 
     line = " ".join(str(error).split())[:300]
-    memory = isinstance(error, OutOfMemory | MemoryError)
-    if not memory and "torch" in sys.modules:
-        from distill_eval.backends.transformers.model import is_out_of_memory
-
-        memory = is_out_of_memory(error)
-    if memory:
+    if isinstance(error, OutOfMemory | MemoryError) or any(words in line.lower() for words in _MEMORY_WORDS):
         return OUT_OF_MEMORY, line or "out of memory"
     return FAILED, f"{type(error).__name__}: {line}"
 

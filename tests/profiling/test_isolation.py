@@ -113,7 +113,7 @@ def test_the_guard_is_killed(start: Callable[..., Run]) -> None:
     [guard] = psutil.Process(run.process.pid).children()
     guard.kill()
     end = time.monotonic() + 30
-    while not (later := {process.pid for process in run.alive()} - before):
+    while not {process.pid for process in run.alive()} - before:
         assert time.monotonic() < end
         time.sleep(0.05)
     assert {process.pid for process in run.alive()} & before == {run.process.pid}
