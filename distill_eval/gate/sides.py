@@ -144,8 +144,8 @@ def evaluate_like(
 
     if not baseline.run.tasks:
         raise OptionError(
-            f"--baseline {baseline.run.folder} is a profile: measure the candidate as it was (distill-eval profile) and "
-            "give the folder as --candidate"
+            f"--baseline {baseline.run.folder} is a profile: measure the candidate as it was (distill-eval profile) "
+            "and give the folder as --candidate"
         )
     out = evaluation.out
     if out.resolve() == baseline.run.folder.resolve():

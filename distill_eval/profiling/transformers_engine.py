@@ -7,6 +7,7 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from distill_eval.profiling.phases import RECORDED_TOKENS, Plain, Slotted
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.profile import CacheSize, Loaded, Memory, ProfileOptions, Target
 
+TRIAL_TOKENS = 64
 SPECIAL_TOKENS = 1000  # ids below this and as many at the vocabulary's end may be special ones
 
 
@@ -44,12 +46,16 @@ class TransformersEngine:
         self._open: Slotted | Plain | None = None
 
     def load(self) -> Loaded:
+        return self._guarded(self._load)
+
+    def _load(self) -> Loaded:
         start = time.perf_counter()
         register_architecture(self._target.model_type)
         self._model = _load(self._target, self._options, self._device)
         self._ragged, why = open_ragged(self._model)
         weights = {w.untyped_storage()._cdata: w.untyped_storage().nbytes() for w in self._model.parameters()}
-        graphed = self._ragged is not None and uses_flash(self._ragged.device, self._model.dtype)
+        notes = [f"runs as transformers alone runs it: {why}"] if why else []
+        notes += self._try_graphs()
         return Loaded(
             num_parameters=sum(weight.numel() for weight in self._model.parameters()),
             weight_bytes=sum(weights.values()),
@@ -58,12 +64,32 @@ class TransformersEngine:
             device=self._device,
             attention=_attention_name(self._ragged, self._model, self._options),
             cache="slots of fixed size" if self._ragged is not None else "the model's own",
-            graphs=f"decoding, prompts up to {RECORDED_TOKENS} tokens"
-            if graphed and self._options.graphs
-            else "none",
+            graphs=f"decoding, prompts up to {RECORDED_TOKENS} tokens" if self._options.graphs else "none",
             load_s=time.perf_counter() - start,
-            notes=(f"runs as transformers alone runs it: {why}",) if why else (),
+            notes=tuple(notes),
         )
+
+    def _try_graphs(self) -> list[str]:
+        """Use CUDA graphs only where a short prompt and a step can be recorded; return why not, if that was wanted."""
+        ragged = self._ragged
+        if ragged is None or not self._options.graphs or not uses_flash(ragged.device, self._model.dtype):
+            self._options = replace(self._options, graphs=False)
+            return []
+        trial = Slotted(ragged, self._options, TRIAL_TOKENS, 1, 1)
+        reason, ids = "", self._prompt(TRIAL_TOKENS)
+        try:
+            trial.first_token(ids)
+            trial.fill(ids)
+            trial.decode(1)
+            reason = ragged.unrecordable
+        except Exception as error:  # a model may ask the device for a number in the midst of its forward
+            if loading.is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        if not reason:
+            return []
+        self._options = replace(self._options, graphs=False)
+        return [f"CUDA graphs cannot be recorded: {reason}"]
 
     def open(self, context: int, batch: int, new_tokens: int) -> None:
         self.shut()
