@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2MLP, Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3MLP, Qwen3RMSNorm
@@ -47,28 +48,47 @@ class FusedMLP:
 
 
 class FusedAttention:
-    """Attention over packed documents on CUDA without a change of layout; anything else goes the class's own way."""
+    """Attention whose rotary embedding is one kernel on CUDA; to be put before a teacher's class.
+
+    It takes packed documents in training and one long text at inference; anything else goes the class's own way.
+    """
 
     def forward(
         self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs
     ):
+        own: Any = self
         lengths, cu_seqlens = kwargs.get("document_lengths"), kwargs.get("cu_seqlens")
         half = hidden_states.is_cuda and hidden_states.dtype != torch.float32
-        if lengths is None or cu_seqlens is None or past_key_values is not None or not half:
+        if half and lengths is not None and cu_seqlens is not None and past_key_values is None:
+            q, k, v = self._heads(hidden_states[0], position_embeddings)
+            mixed = packed_flash(q, k, v, cu_seqlens, max(lengths), own.scaling)
+            return own.o_proj(mixed.flatten(-2))[None], None
+        attend = ALL_ATTENTION_FUNCTIONS.get(own.config._attn_implementation)
+        large = hidden_states.shape[0] == 1 and hidden_states.numel() >= LARGE
+        if not half or not large or attend is None or torch.is_grad_enabled():
             return super().forward(  # type: ignore[misc]
                 hidden_states, position_embeddings, attention_mask, past_key_values=past_key_values, **kwargs
             )
+        heads = self._heads(hidden_states[0], position_embeddings)
+        q, k, v = (x.transpose(0, 1)[None] for x in heads)  # 1, H, T, K
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, own.layer_idx)
+        if hasattr(own, "sliding_window"):
+            kwargs["sliding_window"] = own.sliding_window
+        mixed, weights = attend(own, q, k, v, attention_mask, dropout=0.0, scaling=own.scaling, **kwargs)
+        return own.o_proj(mixed.flatten(-2)), weights
+
+    def _heads(self, hidden_states, position_embeddings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return q [T, H, K], k and v [T, Hkv, K] of hidden states [T, d], q and k rotated."""
         own: Any = self
         q, k, v = (
-            project(hidden_states)[0].unflatten(-1, (-1, own.head_dim))
+            project(hidden_states).unflatten(-1, (-1, own.head_dim))
             for project in (own.q_proj, own.k_proj, own.v_proj)
         )
         if hasattr(own, "q_norm"):
             q, k = own.q_norm(q), own.k_norm(k)
         cos, sin = (part[0] for part in position_embeddings)
-        q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
-        mixed = packed_flash(q, k, v, cu_seqlens, max(lengths), own.scaling)
-        return own.o_proj(mixed.flatten(-2))[None], None
+        return ops.rotate(q, cos, sin), ops.rotate(k, cos, sin), v
 
 
 class FusedLlamaRMSNorm(FusedNorm, LlamaRMSNorm): ...
@@ -115,7 +135,7 @@ FUSED = {
 
 
 def fuse(module: Any) -> None:
-    """Let a teacher's norm or MLP use its fused class, in place."""
+    """Let a teacher's norm, MLP or attention use its fused class, in place."""
     module.__class__ = FUSED[type(module)]
 
 

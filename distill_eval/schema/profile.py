@@ -15,7 +15,8 @@ NOISY_IQR = 0.10  # interquartile range over median above which a measurement is
 class Target:
     """What is profiled: a folder with config.json and, unless ``random_weights``, weights.
 
-    ``preset``: the name of the preset or config whose architecture runs with random weights, else "".
+    ``preset``: the name of the preset or config whose architecture runs with random weights, else "". ``dtype``: the
+    weights' own, "" for random ones.
     """
 
     label: str
@@ -24,6 +25,7 @@ class Target:
     model_type: str
     random_weights: bool = False
     preset: str = ""
+    dtype: str = ""
     trust_remote_code: bool = False
 
 

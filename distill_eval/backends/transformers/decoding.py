@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from distill_eval.backends.transformers.flash_slots import make_slots
 from distill_eval.backends.transformers.memory import GenerationBudget
 from distill_eval.backends.transformers.prefixes import find_headers
 from distill_eval.backends.transformers.ragged import RaggedModel
 from distill_eval.backends.transformers.repetition import LoopWatch
 from distill_eval.backends.transformers.sampling import pick_tokens, request_noise_key
 from distill_eval.backends.transformers.scoring import LOGITS_AT_ONCE, HeaderStates
-from distill_eval.backends.transformers.slots import make_slots
 from distill_eval.backends.transformers.stepping import Step, Stepper
 from distill_eval.backends.transformers.stopping import (
     Decode,
@@ -98,7 +98,7 @@ class Generation:
         self._model = model
         self._ending = ending
         self._read_tokens = budget.prefill_tokens
-        self._chunk_tokens = budget.chunk_tokens
+        self._long_tokens, self._chunk_tokens = budget.long_tokens, budget.chunk_tokens
         self._sampling = requests[wave[0]].sampling
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         # In the order of their prompts, so that those that share a header follow each other.
@@ -202,7 +202,7 @@ class Generation:
         return []
 
     def _is_long(self, context: Sequence[int]) -> bool:
-        return len(context) > self._chunk_tokens
+        return len(context) > self._long_tokens
 
     @torch.inference_mode()
     def _collect(self, rows: list[_Row], step: Step) -> list[tuple[int, GenerateResponse]]:

@@ -40,16 +40,35 @@ class MaskedFilling:
 
 
 class FlashFilling:
-    """On CUDA in half precision, keys and values kept as [T, Hkv, K]."""
+    """On CUDA in half precision, keys and values kept as [T, Hkv, K].
+
+    A text's first piece is ordinary causal attention, for which torch takes its fastest kernel. A later one is two
+    calls, the past without a mask and the piece itself, put together by their log-sums of exponentials, where that
+    kernel is cuDNN's; elsewhere one of flash attention.
+    """
 
     def __init__(self, held: Held, part: slice, device: torch.device) -> None:
         self._held, self._part = held, part
-        self._ends_q = torch.tensor([0, part.stop - part.start], dtype=torch.int32, device=device)
-        self._ends_k = torch.tensor([0, part.stop], dtype=torch.int32, device=device)
+        if part.start:
+            self._ends_q = torch.tensor([0, part.stop - part.start], dtype=torch.int32, device=device)
+            self._ends_k = torch.tensor([0, part.stop], dtype=torch.int32, device=device)
 
     def attend(self, layer, query, key, value, scaling):
         keys, values = self._held(layer, key, value)
         keys[self._part], values[self._part] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        if not self._part.start:
+            gqa = query.shape[1] != key.shape[1]
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scaling, enable_gqa=gqa
+            )
+            return mixed.transpose(1, 2)
+        if takes_cudnn(query, key, value):
+            past = (x[: self._part.start].transpose(0, 1)[None] for x in (keys, values))
+            parts = (
+                _cudnn_attention(query, *past, causal=False, scaling=scaling),
+                _cudnn_attention(query, key, value, causal=True, scaling=scaling),
+            )
+            return join_parts(*parts).transpose(1, 2)
         return flash_attention(
             query[0].transpose(0, 1),
             keys[: self._part.stop],
@@ -61,3 +80,31 @@ class FlashFilling:
             causal=True,
             scaling=scaling,
         )[None]
+
+
+Part = tuple[torch.Tensor, torch.Tensor]
+
+
+def join_parts(one: Part, other: Part) -> torch.Tensor:
+    """Return attention over two sets of keys from what each gave alone.
+
+    A part: its output [B, H, T, V] and the log-sum of its exponentials [B, H, T, 1] (float32, natural logarithm).
+    """
+    (mixed, total), (others, more) = one, other
+    weight = torch.sigmoid(total - more)
+    return torch.lerp(others.float(), mixed.float(), weight).to(mixed.dtype)
+
+
+def takes_cudnn(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether torch would use cuDNN's attention for these [B, H, T, K]."""
+    if query.shape[-1] > 128:  # wider heads are not everywhere
+        return False
+    params = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, True, True)
+    return torch.backends.cuda.can_use_cudnn_attention(params)
+
+
+def _cudnn_attention(query, key, value, *, causal: bool, scaling: float | None) -> Part:
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        query, key, value, None, True, 0.0, causal, False, scale=scaling
+    )
+    return found[0], found[1].view(*query.shape[:3], 1)

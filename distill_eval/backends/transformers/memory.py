@@ -40,8 +40,9 @@ SLOT_TOKENS = 64  # a slot's capacity is a multiple of this
 SAMPLING_COPIES = 3  # of a slot's logits while a token is drawn: scaled, sorted, with their noise
 CACHE_COPIES = 3  # of a scoring cache: of its beginnings, repeated for what follows, and while that grows it
 PREFILL_SHARE = 0.25  # of the memory for generation; the rest is for slots
-# Tokens of a long prompt that are read at once: enough to keep the device busy, few beside 128K.
-CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384}
+# A prompt of more tokens keeps the device busy by itself and is read alone, so many of it at once, or fewer.
+LONG_TOKENS = {"cpu": 1024, "cuda": 4096}
+CHUNK_TOKENS = {"cpu": 1024, "cuda": 32768}
 LEAST_CHUNK = 256
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -73,12 +74,13 @@ class CachedBudget:
 @dataclass(frozen=True, slots=True)
 class GenerationBudget:
     """``num_slots`` sequences decoded side by side, each of up to ``capacity`` tokens (prompt and new ones), filled by
-    prefills of up to ``prefill_tokens`` packed tokens. A prompt of more than ``chunk_tokens`` is read alone, so many
-    tokens at a time."""
+    prefills of up to ``prefill_tokens`` packed tokens. A prompt of more than ``long_tokens`` is read alone,
+    ``chunk_tokens`` at a time."""
 
     num_slots: int
     capacity: int
     prefill_tokens: int
+    long_tokens: int
     chunk_tokens: int
 
 
@@ -219,28 +221,32 @@ def plan_generation(
     capacity = math.ceil(longest / SLOT_TOKENS) * SLOT_TOKENS
     slot = costs.cache.of(capacity) + costs.per_token + (1 + SAMPLING_COPIES) * costs.per_logits
     room = usable_memory(device, max_memory_gib)
-    chunk = CHUNK_TOKENS[_kind(device)] if chunked else longest_prompt
-    while chunked and chunk > LEAST_CHUNK and slot + _prompt_bytes(costs, longest_prompt, chunk) > room:
+    long, chunk = LONG_TOKENS[_kind(device)], CHUNK_TOKENS[_kind(device)]
+    if not chunked:
+        long = chunk = longest_prompt
+    while chunked and chunk > LEAST_CHUNK and slot + _prompt_bytes(costs, longest_prompt, long, chunk) > room:
         chunk //= 2
-    prompt = _prompt_bytes(costs, longest_prompt, chunk)
+        long = min(long, chunk)
+    prompt = _prompt_bytes(costs, longest_prompt, long, chunk)
     if slot + prompt > room:
         what = f"to generate a text of {longest} tokens"
         raise not_enough_memory(where, what, slot + prompt, room, device, max_memory_gib)
-    slot_room = room - (prompt if longest_prompt > chunk else max(prompt, PREFILL_SHARE * room))
+    slot_room = room - (prompt if longest_prompt > long else max(prompt, PREFILL_SHARE * room))
     num_slots = min(num_requests, MOST_SLOTS[_kind(device)], most_slots or num_requests)
     while num_slots > 1 and num_slots * slot > slot_room:
         num_slots = _power_of_two(num_slots - 1)
     per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
     prefill_tokens = _power_of_two((room - num_slots * slot) / max(1.0, per_token))
     prefill_tokens = min(prefill_tokens, MOST_TOKENS[_kind(device)])
-    return GenerationBudget(num_slots, capacity, max(prefill_tokens, min(longest_prompt, chunk)), chunk)
+    prefill_tokens = max(prefill_tokens, min(longest_prompt, long))
+    return GenerationBudget(num_slots, capacity, prefill_tokens, long, chunk)
 
 
-def _prompt_bytes(costs: Costs, num_tokens: int, chunk: int) -> int:
-    """Return the bytes of reading one prompt, beside its slot: read whole, its keys and values exist a second time."""
-    if num_tokens <= chunk:
+def _prompt_bytes(costs: Costs, num_tokens: int, long: int, chunk: int) -> int:
+    """Return the bytes of reading one prompt, beside its slot: with others, its keys and values exist a second time."""
+    if num_tokens <= long:
         return costs.pass_bytes(num_tokens, width=num_tokens) + costs.cache.of(num_tokens)
-    return costs.pass_bytes(chunk, width=num_tokens) + costs.cache.per_sequence
+    return costs.pass_bytes(min(num_tokens, chunk), width=num_tokens) + costs.cache.per_sequence
 
 
 def check_weights_fit(costs: Costs, device: str, *, where: str, max_memory_gib: float | None = None) -> None:

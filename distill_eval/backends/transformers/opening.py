@@ -9,9 +9,9 @@ import torch
 from distill_eval.backends.transformers import model as loading
 from distill_eval.backends.transformers import padded
 from distill_eval.backends.transformers.cached import CachedModel
+from distill_eval.backends.transformers.flash_slots import make_slots
 from distill_eval.backends.transformers.prefixes import Tokens
 from distill_eval.backends.transformers.ragged import RaggedModel, Unreadable
-from distill_eval.backends.transformers.slots import make_slots
 from distill_eval.checkpoints.architectures import first_line
 
 Model = TypeVar("Model", RaggedModel, CachedModel)

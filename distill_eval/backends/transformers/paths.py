@@ -14,9 +14,9 @@ from transformers.cache_utils import DynamicLayer
 
 from distill_eval.backends.base import CHUNKS, DECODE, FORWARD, REUSE, PathUnavailable
 from distill_eval.backends.transformers import padded
+from distill_eval.backends.transformers.flash_slots import make_slots
 from distill_eval.backends.transformers.prefixes import share_prefixes
 from distill_eval.backends.transformers.ragged import RaggedModel, Segment
-from distill_eval.backends.transformers.slots import make_slots
 
 Rows = Sequence[Sequence[int]]
 

@@ -4,7 +4,6 @@ The first ``num_active`` slots are in use. A sequence that ends gives its slot t
 behind the others.
 """
 
-import copy
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -13,23 +12,15 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from distill_eval.backends.transformers.filling import FlashFilling, MaskedFilling
+from distill_eval.backends.transformers.filling import MaskedFilling
 from distill_eval.backends.transformers.ragged import (
     Bystander,
     Plan,
     RaggedModel,
     Segment,
     Strip,
-    flash_attention,
     gather_states,
-    uses_flash,
 )
-
-
-def make_slots(model: RaggedModel, num_slots: int, capacity: int) -> "Slots":
-    """Return ``num_slots`` empty slots for contexts of up to ``capacity`` tokens."""
-    kind = FlashSlots if uses_flash(model.device, model.model.dtype) else Slots
-    return kind(model, num_slots, capacity)
 
 
 class Slots:
@@ -78,14 +69,8 @@ class Slots:
         Its keys and values are written where they stay. Returns what ``logits`` takes of its last place, [1, ...].
         """
         row, device = self.num_active, self.lengths.device
-        cache = Cache(layers=self.model.cache_layers([None]))
         ids = torch.tensor([tokens], device=device)
-        positions = torch.arange(len(tokens), device=device)[None]
-        output = torch.empty(0)
-        for start in range(0, len(tokens), chunk):
-            part = slice(start, min(start + chunk, len(tokens)))
-            plan = self._filling(row, part)
-            output = self.model.forward(ids[:, part], positions[:, part], cache, plan, slice(-1, None))
+        cache, output = self.read_into(row, ids, chunk)
         strip = Strip(recurrent={layer: cache.layers[layer] for layer in self.model.recurrent_layers})
         self.num_active += 1
         for layer in self.model.recurrent_layers:
@@ -95,7 +80,19 @@ class Slots:
         self._longest.append(len(tokens))
         self._parents.append(None)
         self._group()
-        return output[0]
+        return output
+
+    @torch.inference_mode()
+    def read_into(self, row: int, ids: torch.Tensor, chunk: int) -> tuple[Cache, torch.Tensor]:
+        """Read ``ids`` [1, T], keys and values going to slot ``row``; return the states and what ``fill`` does."""
+        length, output = ids.shape[1], torch.empty(0)
+        cache = Cache(layers=self.model.cache_layers([None]))
+        positions = torch.arange(length, device=ids.device)[None]
+        for start in range(0, length, chunk):
+            part = slice(start, min(start + chunk, length))
+            plan = self._filling(row, part)
+            output = self.model.forward(ids[:, part], positions[:, part], cache, plan, slice(-1, None))
+        return cache, output[0]
 
     @torch.inference_mode()
     def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -219,6 +216,37 @@ class Slots:
                     setattr(new, name, {**getattr(new, name), 0: both})
         self.cache.layers[layer] = new
 
+    @torch.inference_mode()
+    def repeat_first(self) -> None:
+        """Let every slot hold what the first, the only active one, does."""
+        for held in (*self.keys.values(), *self.values.values()):
+            held[1:] = held[:1]
+        self._repeat_states()
+        self.lengths[1:], self.positions[1:] = self.lengths[0], self.positions[0]
+        self._longest, self._parents = self._longest * self.num_slots, self._parents * self.num_slots
+        self.num_active = self.num_slots
+        self._group()
+
+    def snapshot(self) -> tuple[list[torch.Tensor], list[int]]:
+        """Return what ``restore`` goes back to: keys and values need not be kept, later ones are written over."""
+        return [tensor.clone() for tensor in self.moving()], list(self._longest)
+
+    @torch.inference_mode()
+    def restore(self, snapshot: tuple[list[torch.Tensor], list[int]]) -> None:
+        """Go back to where ``snapshot`` was taken; no sequence may have ended or come since."""
+        (lengths, positions, *kept), longest = snapshot
+        self.lengths.copy_(lengths)
+        self.positions.copy_(positions)
+        self._longest = list(longest)
+        self._restore_states(kept)
+
+    def used_bytes(self) -> tuple[int, int]:
+        """Return the bytes of the keys and values that active sequences use, and of their states."""
+        one = [tensor[0] for tensor in (*self.keys.values(), *self.values.values())]
+        per_token = sum(tensor.nbytes for tensor in one) // self.capacity
+        states = sum(tensor[: self.num_active].nbytes for tensor in self.moving()[2:])
+        return per_token * int(self.lengths[: self.num_active].sum()), states
+
     def moving(self) -> list[torch.Tensor]:
         """Return the tensors that a step changes beyond adding to them; keys and values are only added to."""
         states = [states[0] for layer in self.model.recurrent_layers for states in self._states(layer)]
@@ -233,6 +261,16 @@ class Slots:
         held: Any = self.cache.layers[layer]
         both = (held.conv_states, held.recurrent_states)
         return [states for states in both if states[0] is not None]
+
+    def _repeat_states(self) -> None:
+        for layer in self.model.recurrent_layers:
+            for states in self._states(layer):
+                states[0] = states[0].repeat_interleave(self.num_slots, dim=0)
+
+    def _restore_states(self, kept: Sequence[torch.Tensor]) -> None:
+        held = [states for layer in self.model.recurrent_layers for states in self._states(layer)]
+        for states, tensor in zip(held, kept, strict=True):
+            states[0] = tensor
 
     def _by_slot(self) -> list[torch.Tensor]:
         """Return every tensor whose first dimension is the slots."""
@@ -249,103 +287,3 @@ class Slots:
             (shared, slice(None) if len(rows) == everyone else torch.tensor(rows, device=self.lengths.device))
             for shared, rows in members.items()
         ]
-
-
-class FlashSlots(Slots):
-    """On CUDA in half precision: keys and values [B, T, Hkv, K] for flash attention, all tensors in fixed places.
-
-    A step waits for nothing and has one shape whatever the lengths, so that a CUDA graph can record it.
-    """
-
-    def __init__(self, model: RaggedModel, num_slots: int, capacity: int) -> None:
-        super().__init__(model, num_slots, capacity)
-        self._ends = torch.arange(num_slots + 1, dtype=torch.int32, device=model.device)
-        self._positions = getattr(model.config, "max_position_embeddings", None) or capacity
-        self._static: dict[tuple[int, str], torch.Tensor] = {}
-
-    @torch.inference_mode()
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        count = tokens.shape[0]
-        for (layer, name), states in self._static.items():
-            getattr(self.cache.layers[layer], name)[0] = states[:count]
-        logits = super().forward(tokens)
-        for (layer, name), states in self._static.items():
-            states[:count].copy_(getattr(self.cache.layers[layer], name)[0])
-        # Slots not in use count on, and must leave neither their place nor a table of learnt positions.
-        self.lengths.clamp_(max=self.capacity - 1)
-        self.positions.clamp_(max=self._positions - 1)
-        return logits
-
-    def attend(self, layer, query, key, value, scaling):
-        count = query.shape[0]
-        rows = self._ends[:count].long()
-        keys, values = self._held(layer, key, value)
-        keys[rows, self.lengths[:count]] = key[:, :, 0]
-        values[rows, self.lengths[:count]] = value[:, :, 0]
-        return flash_attention(
-            query[:, :, 0],
-            keys.flatten(0, 1),
-            values.flatten(0, 1),
-            self._ends[: count + 1],
-            self._ends[: count + 1] * self.capacity,
-            1,
-            self.capacity,
-            causal=False,
-            scaling=scaling,
-            used=(self.lengths[:count] + 1).int(),
-        )[:, None]
-
-    def _filling(self, row: int, part: slice) -> Plan:
-        return FlashFilling(functools.partial(self._row, row), part, self.lengths.device)
-
-    def _prepare(self, count: int) -> None:
-        pass
-
-    def _held(self, layer, key, value):
-        if layer not in self.keys:
-            for held, like in ((self.keys, key), (self.values, value)):
-                shape = (self.num_slots, self.capacity, like.shape[-3], like.shape[-1])
-                held[layer] = like.new_zeros(shape)
-        return self.keys[layer], self.values[layer]
-
-    def _own_length(self, segment: Segment) -> int:
-        return segment.length
-
-    def _insert_keys(self, first: int, segments: Sequence[Segment]) -> None:
-        """Copy whole contexts, shared beginnings too: reading those apart would cost more kernels than it saves."""
-        sources: dict = {}
-        for row, segment in enumerate(segments, start=first):
-            place = row * self.capacity
-            for part in segment.lineage():
-                size = part.end - part.start
-                source, target = sources.setdefault(part.strip, ([], []))
-                source.extend(range(part.start, part.end))
-                target.extend(range(place, place + size))
-                place += size
-        device = self.lengths.device
-        for strip, places in sources.items():
-            source, target = torch.tensor(places, device=device)
-            for layer in self.model.attention_layers:
-                held = self._held(layer, strip.keys[layer], strip.values[layer])
-                for kept, new in zip(held, (strip.keys[layer], strip.values[layer]), strict=True):
-                    kept.flatten(0, 1)[target] = new.transpose(0, 1)[source]
-
-    def _insert_states(self, layer: int, rows: slice, segments: Sequence[Segment]) -> None:
-        new = gather_states(layer, segments, segments[0].strip.recurrent[layer])
-        for name in ("conv_states", "recurrent_states"):
-            states = getattr(new, name)[0]
-            if states is None:
-                continue
-            if (layer, name) not in self._static:
-                self._static[layer, name] = states.new_zeros((self.num_slots, *states.shape[1:]))
-                self.cache.layers[layer] = copy.copy(new)
-            self._static[layer, name][rows] = states
-
-    def moving(self) -> list[torch.Tensor]:
-        return [self.lengths, self.positions, *self._static.values()]
-
-    def _cut_states(self) -> None:
-        pass
-
-    def _group(self) -> None:
-        pass

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
+from distill_eval.backends.transformers.flash_slots import FlashSlots
 from distill_eval.backends.transformers.model import is_out_of_memory
 from distill_eval.backends.transformers.sampling import pick_tokens, pick_tokens_static
-from distill_eval.backends.transformers.slots import FlashSlots, Slots
+from distill_eval.backends.transformers.slots import Slots
 from distill_eval.checkpoints.architectures import first_line
 from distill_eval.schema.requests import Sampling
 
@@ -33,10 +34,11 @@ class Step:
 class Stepper:
     """Feeds each active slot its last token and draws the next."""
 
-    def __init__(self, slots: Slots, sampling: Sampling) -> None:
+    def __init__(self, slots: Slots, sampling: Sampling, *, graphs: bool = True) -> None:
         self._slots = slots
         self._sampling = sampling
         self._graphed = isinstance(slots, FlashSlots)
+        self._may_record = graphs
         self.lag = 1 if self._graphed else 0
         device = slots.model.device
         # What is fed next, the requests' noise keys, and how many tokens were drawn, by slot.
@@ -81,7 +83,7 @@ class Stepper:
         """Run one recorded step; return its result [3, at least count], or None where none can be recorded."""
         model = self._slots.model
         size = min(s for s in self._sizes() if s >= count)
-        if size not in self._graphs and not model.unrecordable:
+        if size not in self._graphs and self._may_record and not model.unrecordable:
             try:
                 self._graphs[size] = self._record(size)
             except Exception as error:

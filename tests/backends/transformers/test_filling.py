@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from distill_eval.backends.transformers import memory
+from distill_eval.backends.transformers.filling import join_parts
+from distill_eval.backends.transformers.flash_slots import make_slots
 from distill_eval.backends.transformers.opening import open_ragged
-from distill_eval.backends.transformers.slots import make_slots
 from distill_eval.schema.requests import GREEDY, GenerateRequest, Sampling
 from tests.backends.transformers.made import answers_of, naive_greedy, other_model, random_prompts
 from tests.backends.transformers.test_ragged import MODELS, alone, texts
@@ -40,6 +41,18 @@ def test_filled_slots_equal_each_text_alone(kind: str, chunk: int):
         torch.testing.assert_close(got, alone(model, text)[start - 1 :], rtol=1e-4, atol=1e-4)
 
 
+def test_two_parts_of_the_keys_make_the_whole():
+    query, key, value = torch.randn(3, 1, 2, 7, 8)
+    scores = query @ key.mT * 8**-0.5
+
+    def part(keys: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        own = scores[..., keys]
+        return own.softmax(-1) @ value[..., keys, :], own.logsumexp(-1, keepdim=True)
+
+    whole = scores.softmax(-1) @ value
+    torch.testing.assert_close(join_parts(part(slice(0, 3)), part(slice(3, 7))), whole)
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
 @pytest.mark.parametrize("num_slots", [1, 3, None])
 def test_texts_do_not_depend_on_chunks(
@@ -52,6 +65,7 @@ def test_texts_do_not_depend_on_chunks(
     prompts = random_prompts(10, seed=4, longest=40)
     requests = [GenerateRequest(prompt, 1 + n % 7, sampling) for n, prompt in enumerate(prompts)]
     expected = answers_of(make_backend(batch_size=num_slots), requests)
+    monkeypatch.setitem(memory.LONG_TOKENS, "cpu", 9)
     monkeypatch.setitem(memory.CHUNK_TOKENS, "cpu", 6)
     backend = make_backend(batch_size=num_slots)
     for request, answer, other in zip(requests, answers_of(backend, requests), expected, strict=True):

@@ -11,10 +11,10 @@ import transformers
 
 from distill_eval.backends.transformers import ragged
 from distill_eval.backends.transformers.cached import CachedModel
+from distill_eval.backends.transformers.flash_slots import make_slots
 from distill_eval.backends.transformers.opening import open_ragged
 from distill_eval.backends.transformers.ragged import RaggedModel
 from distill_eval.backends.transformers.scoring import row_tokens
-from distill_eval.backends.transformers.slots import make_slots
 from tests.backends.transformers.made import SIZES, other_model
 
 

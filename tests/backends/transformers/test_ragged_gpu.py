@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers
 
+from distill_eval.backends.transformers.flash_slots import FlashSlots, make_slots
 from distill_eval.backends.transformers.opening import open_ragged
 from distill_eval.backends.transformers.ragged import RaggedModel
-from distill_eval.backends.transformers.slots import FlashSlots, make_slots
 from distill_eval.backends.transformers.stepping import Stepper
 from distill_eval.schema.requests import GREEDY, GenerateRequest, Sampling
 from tests.backends.transformers.made import answers_of, random_prompts
@@ -113,3 +113,24 @@ def test_filled_slots_step_as_those_read_at_once(kind: str, chunk: int):
         got.append(others.forward(tokens))
     for one, other in zip(got, expected, strict=True):
         assert (one - other).float().norm() < 0.03 * other.float().norm()
+
+
+@pytest.mark.parametrize("heads", [(16, 8), (8, 8)])
+def test_pieces_after_the_first_attend_to_all_before(heads: tuple[int, int]):
+    from distill_eval.backends.transformers.filling import FlashFilling, takes_cudnn
+
+    device, length, start = torch.device("cuda"), 700, 300
+    query, key, value = (
+        torch.randn(1, n, length, 128, dtype=torch.bfloat16, device=device)
+        for n in (heads[0], heads[1], heads[1])
+    )
+    kept = [x[0].transpose(0, 1).clone() for x in (key, value)]  # T, Hkv, K
+    kept[0][start:] = kept[1][start:] = 0
+    plan = FlashFilling(lambda *_: (kept[0], kept[1]), slice(start, length), device)
+    part = [x[:, :, start:] for x in (query, key, value)]
+    assert takes_cudnn(*part) or torch.cuda.get_device_capability() < (9, 0)
+    got = plan.attend(0, *part, 0.1)
+    whole = torch.nn.functional.scaled_dot_product_attention(
+        *(x.float() for x in (query, key, value)), is_causal=True, scale=0.1, enable_gqa=True
+    )
+    torch.testing.assert_close(got.float(), whole[:, :, start:].transpose(1, 2), atol=0.02, rtol=0.02)
