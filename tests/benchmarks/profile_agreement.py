@@ -1,0 +1,222 @@
+"""Our profile of vLLM beside vLLM's own latency benchmark: the same model, machine and settings, batch 1.
+
+    python -m tests.benchmarks.profile_agreement FOLDER [--random-weights] --input-lens 2048,8192 --out agreement.json
+
+Each is a process of its own, in turns, ours first in every second round. Theirs is ``vllm bench latency`` with one new
+token (TTFT) and with N; its time per output token is (latency of N - latency of 1) / (N - 1), of medians. Ours comes
+from the profile's engine with as many repeats. FOLDER needs a config.json alone with ``--random-weights``; a student
+is served through this project's plug-in, on a GPU. The bar: both ratios within 5%, of medians over all rounds.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from distill_eval.backends.vllm import engine
+from distill_eval.profiling import vllm_process
+from distill_eval.profiling.vllm_engine import SPARE_TOKENS, make
+from distill_eval.schema.profile import ProfileOptions, Target
+from tests.benchmarks.serving_engines import ROOT, environment, say
+
+BAR = 0.05
+
+
+THEIRS = "--vllm-bench-latency"
+
+
+def main() -> int:
+    if sys.argv[1:2] == [THEIRS]:
+        bench_latency(sys.argv[2:])
+        return 0
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument("--input-lens", default="256,1024")
+    parser.add_argument("--output-len", type=int, default=33, help="N, the first token included")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--warm-ups", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--cpu", action="store_true", help="float32, eager, a cache of 2 GiB, for both")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        profile(arguments)
+        return 0
+    lengths = [int(length) for length in arguments.input_lens.split(",")]
+    found: dict[int, dict[str, list[list[float]]]] = {
+        length: {"their_latency_1": [], "their_latency_n": [], "our_ttft": [], "our_tpot": []}
+        for length in lengths
+    }
+    figures: dict[str, Any] = {
+        "command": " ".join(["python -m tests.benchmarks.profile_agreement", *sys.argv[1:]])
+    }
+    for number in range(arguments.rounds):
+        for ours in (number % 2 == 1, number % 2 == 0):
+            if ours:
+                for length, times in run_ours(arguments).items():
+                    found[int(length)]["our_ttft"].append(times["ttft"])
+                    found[int(length)]["our_tpot"].append(times["tpot"])
+                continue
+            for length in lengths:
+                found[length]["their_latency_1"].append(run_theirs(arguments, length, 1))
+                found[length]["their_latency_n"].append(run_theirs(arguments, length, arguments.output_len))
+        figures["agreement"] = {
+            str(length): compare(times, arguments.output_len) for length, times in found.items()
+        }
+        figures["samples_s"] = {str(length): times for length, times in found.items()}
+        if arguments.out:
+            arguments.out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        say(f"after round {number + 1} of {arguments.rounds}:")
+        for length, row in figures["agreement"].items():
+            print(
+                f"{length:>7} tokens  TTFT ms: vLLM {row['their_ttft_ms']:.2f}, ours {row['our_ttft_ms']:.2f},"
+                f" ratio {row['ttft_ratio']:.3f}   TPOT ms: vLLM {row['their_tpot_ms']:.3f}, ours"
+                f" {row['our_tpot_ms']:.3f}, ratio {row['tpot_ratio']:.3f}   {'within' if row['within'] else 'NOT within'} 5%",
+                flush=True,
+            )
+    return int(not all(row["within"] for row in figures["agreement"].values()))
+
+
+def compare(times: dict[str, list[list[float]]], output_len: int) -> dict[str, Any]:
+    """Return medians over all rounds, ours over theirs, and each round's ratios, which show the noise."""
+
+    def figures(rounds: dict[str, list[list[float]]]) -> tuple[float, float, float, float]:
+        one, many, ttft, tpot = (
+            statistics.median(sample for samples in rounds[name] for sample in samples)
+            for name in ("their_latency_1", "their_latency_n", "our_ttft", "our_tpot")
+        )
+        return one, (many - one) / (output_len - 1), ttft, tpot
+
+    one, per_token, ttft, tpot = figures(times)
+    by_round = [
+        figures({name: [samples[number]] for name, samples in times.items()})
+        for number in range(len(times["our_ttft"]))
+    ]
+    ratios = ttft / one, tpot / per_token
+    return {
+        "their_ttft_ms": 1e3 * one,
+        "our_ttft_ms": 1e3 * ttft,
+        "ttft_ratio": ratios[0],
+        "their_tpot_ms": 1e3 * per_token,
+        "our_tpot_ms": 1e3 * tpot,
+        "tpot_ratio": ratios[1],
+        "within": all(abs(ratio - 1) <= BAR for ratio in ratios),
+        "ttft_ratio_by_round": [row[2] / row[0] for row in by_round],
+        "tpot_ratio_by_round": [row[3] / row[1] for row in by_round],
+    }
+
+
+def run_theirs(arguments: argparse.Namespace, input_len: int, output_len: int) -> list[float]:
+    """Return the latencies in seconds that ``vllm bench latency`` measures."""
+    config = json.loads((arguments.folder / "config.json").read_text(encoding="utf-8"))
+    longest = max_length(arguments)
+    options = {
+        "model": arguments.folder,
+        "input-len": input_len,
+        "output-len": output_len,
+        "batch-size": 1,
+        "num-iters": arguments.repeats,
+        "num-iters-warmup": arguments.warm_ups,
+        "max-model-len": longest,
+        "dtype": "float32" if arguments.cpu else arguments.dtype,
+    }
+    if arguments.random_weights:
+        options["load-format"] = "dummy"
+    if (vllm_process.read_positions(config) or longest) < longest:
+        options["hf-overrides"] = json.dumps({"max_position_embeddings": longest})
+    flags = ["--skip-tokenizer-init", "--disable-detokenize"]
+    if arguments.cpu:
+        options["kv-cache-memory-bytes"] = engine.CPU_CACHE_BYTES
+        flags.append("--enforce-eager")
+    command = [sys.executable, "-m", "tests.benchmarks.profile_agreement", THEIRS, *flags]
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "latency.json"
+        command += [f"--{name}={value}" for name, value in (options | {"output-json": out}).items()]
+        run(command, f"vllm bench latency, {input_len} in, {output_len} out", Path(scratch))
+        return json.loads(out.read_text(encoding="utf-8"))["latencies"]
+
+
+def bench_latency(options: list[str]) -> None:
+    """Do what the command ``vllm bench latency`` does; the command itself fails in vLLM's builds for the CPU."""
+    from vllm.benchmarks.latency import add_cli_args  # pyright: ignore[reportMissingImports]
+    from vllm.benchmarks.latency import main as measure  # pyright: ignore[reportMissingImports]
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # pyright: ignore[reportMissingImports]
+
+    parser = FlexibleArgumentParser()
+    add_cli_args(parser)
+    measure(parser.parse_args(options))
+
+
+def run_ours(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Return what ``profile`` wrote, by input length."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "profile.json"
+        command = [sys.executable, "-m", "tests.benchmarks.profile_agreement", *sys.argv[1:], "--worker"]
+        run([*command, "--out", str(out)], "profile", Path(scratch))
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def run(command: list[str], what: str, scratch: Path) -> None:
+    log = scratch / "log"
+    defaults = engine.DEFAULT_ENVIRONMENT | vllm_process.ENVIRONMENT
+    variables = defaults | environment(scratch, "speed", "auto")
+    start = time.perf_counter()
+    with log.open("wb") as file:
+        status = subprocess.run(
+            command, cwd=ROOT, env=variables, stdout=file, stderr=file, check=False
+        ).returncode
+    say(f"{what}: {f'FAILED: {status}' if status else 'done'} in {time.perf_counter() - start:.0f} s")
+    if status:
+        raise SystemExit(log.read_text(encoding="utf-8", errors="replace")[-4000:])
+
+
+def max_length(arguments: argparse.Namespace) -> int:
+    return max(map(int, arguments.input_lens.split(","))) + arguments.output_len - 1 + SPARE_TOKENS
+
+
+def profile(arguments: argparse.Namespace) -> None:
+    """Measure with the profile's engine, time to first token and per token in turns; write seconds to ``out``."""
+    config = json.loads((arguments.folder / "config.json").read_text(encoding="utf-8"))
+    lengths = tuple(int(length) for length in arguments.input_lens.split(","))
+    num_tokens = arguments.output_len - 1
+    target = Target(
+        arguments.folder.name,
+        str(arguments.folder),
+        "",
+        config["model_type"],
+        random_weights=arguments.random_weights,
+    )
+    options = ProfileOptions(
+        lengths,
+        backend="vllm",
+        device="cpu" if arguments.cpu else "auto",
+        dtype=arguments.dtype,
+        new_tokens=num_tokens,
+        repeats=arguments.repeats,
+        warm_ups=arguments.warm_ups,
+    )
+    measured = make(target, options)
+    print(measured.load())
+    figures = {}
+    for length in lengths:
+        measured.open(length, 1, num_tokens)
+        times = [
+            (measured.first_token(), measured.decode(num_tokens) / num_tokens)
+            for _ in range(arguments.warm_ups + arguments.repeats)
+        ][arguments.warm_ups :]
+        measured.shut()
+        figures[str(length)] = {"ttft": [one for one, _ in times], "tpot": [step for _, step in times]}
+    measured.close()
+    arguments.out.write_text(json.dumps(figures), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
