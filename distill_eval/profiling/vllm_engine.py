@@ -8,8 +8,9 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from distill_eval.backends.vllm.engine import CPU_CACHE_BYTES, Requests, import_vllm
@@ -50,8 +51,7 @@ class VllmEngine:
 
     def __init__(self, target: Target, options: ProfileOptions) -> None:
         self._target, self._options = target, options
-        self._config = json.loads((Path(target.folder) / "config.json").read_text(encoding="utf-8"))
-        self._ids = _plain_ids(Path(target.folder), self._config)
+        self._ids = _plain_ids(Path(target.folder))
         self._random = random.Random(options.seed)
         self._llm: Any = None
         self._too_long: dict[int, str] = {}  # maximum length that did not fit: why
@@ -63,10 +63,12 @@ class VllmEngine:
         start = time.perf_counter()
         wanted = {*self._options.contexts, *self._options.throughput_contexts}
         # vLLM refuses to start where not even one sequence of the maximum length fits: then the next shorter one.
-        lengths = [length + self._options.new_tokens + SPARE_TOKENS for length in sorted(wanted, reverse=True)]
+        lengths = [
+            length + self._options.new_tokens + SPARE_TOKENS for length in sorted(wanted, reverse=True)
+        ]
         for length in lengths:
             try:
-                self._start(length, None)
+                self._start(length)
                 break
             except OutOfMemory as error:
                 self._too_long[length] = str(error)
@@ -83,8 +85,12 @@ class VllmEngine:
         most = settings.model_config.max_model_len
         self._check_room(context + new_tokens, batch)
         if length > most or batch > settings.scheduler_config.max_num_seqs:
+            chunk = settings.scheduler_config.max_num_batched_tokens
             self._stop()
-            self._start(max(length, most), batch)
+            # Half of a step's tokens are left for reading prompts when all but one decode.
+            self._start(
+                max(length, most), {"max_num_seqs": batch, "max_num_batched_tokens": max(chunk, 2 * batch)}
+            )
             self._check_room(context + new_tokens, batch)  # it may have set aside less
         self._context, self._batch, self._new_tokens = context, batch, new_tokens
         self._generate(2)  # compiles and tunes for this length, and for decoding
@@ -121,7 +127,7 @@ class VllmEngine:
     def close(self) -> None:
         self._stop()
 
-    def _start(self, max_length: int, batch: int | None) -> None:
+    def _start(self, max_length: int, more: Mapping[str, int] = MappingProxyType({})) -> None:
         options = self._options
         register_architecture(self._target.model_type)
         with import_vllm(vllm_process.ENVIRONMENT):
@@ -150,16 +156,14 @@ class VllmEngine:
             arguments["load_format"] = "dummy"
         if options.attention != ProfileOptions((1,)).attention:
             arguments["attention_backend"] = options.attention
-        if batch is not None:
-            arguments["max_num_seqs"] = batch
-        if options.prefill_chunk is not None:  # a step must hold a token of each sequence
-            arguments["max_num_batched_tokens"] = max(options.prefill_chunk, batch or 1)
+        if options.prefill_chunk is not None:
+            arguments["max_num_batched_tokens"] = options.prefill_chunk
         if options.max_memory_gib is not None:
             arguments["gpu_memory_utilization"] = min(1.0, options.max_memory_gib * 2**30 / total)
         elif device == "cpu":  # VLLM_CPU_KVCACHE_SPACE, in GiB, goes before it
             arguments["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
         try:
-            self._llm, self._log = vllm_process.start(arguments)
+            self._llm, self._log = vllm_process.start(arguments | dict(more))
         except vllm_process.Failed as error:
             self._raise(error.text, error)
 
@@ -177,9 +181,6 @@ class VllmEngine:
             f"prompts are read {settings.scheduler_config.max_num_batched_tokens} tokens at a time at most",
             f"the cache has room for {cache['free'] * cache['block_bytes'] / 2**30:.2f} GiB",
         ]
-        positions = vllm_process.read_positions(self._config)
-        if positions is not None and positions < settings.model_config.max_model_len:
-            notes.append(f"contexts reach beyond the checkpoint's {positions} positions")
         without = "none on the CPU" if device == "cpu" else "switched off, and torch.compile with them"
         states = ", recurrent states in pages" if cache["state"] else ""
         return Loaded(
@@ -189,7 +190,9 @@ class VllmEngine:
             dtype=str(settings.model_config.dtype).removeprefix("torch."),
             device=device,
             attention=" + ".join(model["attention"]),
-            cache=f"paged, block {cache['block_size']}{states}" if cache["kv"] else "recurrent states in pages",
+            cache=f"paged, block {cache['block_size']}{states}"
+            if cache["kv"]
+            else "recurrent states in pages",
             graphs="" if mode is not None and mode.name != "NONE" else without,
             load_s=seconds,
             notes=tuple(notes),
@@ -207,9 +210,9 @@ class VllmEngine:
 
     def _generate(self, num_tokens: int) -> float:
         """Read one fresh prompt and draw ``num_tokens``; return the seconds."""
-        prompts = [{"prompt_token_ids": self._draw_prompt(self._context)}]
         from vllm import SamplingParams  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
+        prompts = [{"prompt_token_ids": self._draw_prompt(self._context)}]
         params = SamplingParams(**vllm_process.SAMPLING, max_tokens=num_tokens)
         start = time.perf_counter()
         try:
@@ -223,9 +226,8 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
 
         settings = vllm_process.SAMPLING | {"output_kind": RequestOutputKind.DELTA}
-        chunk = self._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
         first = self._context - (samples - 1) * num_tokens
-        waits = [(self._batch - 1 - index) * first // chunk for index in range(self._batch)]
+        waits = self._forecast(first)
         total = samples * num_tokens + 1
         counts, times = [0] * self._batch, []
         try:
@@ -252,8 +254,15 @@ class VllmEngine:
             raise
         except Exception as error:
             self._raise(vllm_process.explain(error, self._log), error)
+        self._ask("settle")  # what was under way when the requests were taken out
         marks = times[::num_tokens]
         return [after - before for before, after in itertools.pairwise(marks)]
+
+    def _forecast(self, length: int) -> list[int]:
+        """Return how many tokens each of the batch decodes while the prompts after it are read, ``length`` long."""
+        chunk = self._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
+        steps = [length / max(1, chunk - decoding) for decoding in range(1, self._batch)]
+        return [int(wait) for wait in itertools.accumulate(reversed(steps), initial=0)][::-1]
 
     def _draw_prompt(self, length: int) -> list[int]:
         return self._random.choices(self._ids, k=length)
@@ -266,15 +275,18 @@ class VllmEngine:
         self._stop()
         if vllm_process.is_out_of_memory(text):
             raise OutOfMemory(f"vLLM: {text}") from error
-        raise BackendError(f"checkpoint '{self._target.label}' ({self._target.folder}): vLLM failed: {text}") from error
+        raise BackendError(
+            f"checkpoint '{self._target.label}' ({self._target.folder}): vLLM failed: {text}"
+        ) from error
 
 
-def _plain_ids(folder: Path, config: dict[str, Any]) -> Sequence[int]:
+def _plain_ids(folder: Path) -> Sequence[int]:
     """Return the token ids that the checkpoint's files do not name as special."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     special: set[int] = set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = config.get(name)
-        special.update(value if isinstance(value, list) else [value])
+        special.update(value if isinstance(value, list) else [] if value is None else [value])
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.exists():
         added = json.loads(tokenizer.read_text(encoding="utf-8")).get("added_tokens_decoder", {})

@@ -23,9 +23,19 @@ ENVIRONMENT = {
 # What vLLM's latency benchmark asks for.
 SAMPLING: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "ignore_eos": True, "detokenize": False}
 
-MEMORY_WORDS = ("out of memory", "OutOfMemory", "No available memory", "KV cache is needed", "DefaultCPUAllocator")
+MEMORY_WORDS = (
+    "out of memory",
+    "OutOfMemory",
+    "No available memory",
+    "KV cache is needed",
+    "DefaultCPUAllocator",
+)
 FAILURE = re.compile(r"\b(\w*(?:Error|Exception)): (.+)")
-POINTERS = ("Engine core initialization failed", "WorkerProc initialization failed", "Worker failed with error")
+POINTERS = (
+    "Engine core initialization failed",
+    "WorkerProc initialization failed",
+    "Worker failed with error",
+)
 SECONDS_TO_END = 20
 
 
@@ -39,31 +49,28 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Positions:
-    """A change of a model's config (vLLM's ``hf_overrides``): at least ``length`` positions, for its table of angles."""
+    """A change of a model's config (``hf_overrides``): at least ``length`` positions, for the table of angles."""
 
     length: int
 
     def __call__(self, config: Any) -> Any:
         for part in (config, getattr(config, "teacher_config", None), getattr(config, "text_config", None)):
-            if part is not None and (getattr(part, "max_position_embeddings", None) or self.length) < self.length:
+            if (
+                part is not None
+                and (getattr(part, "max_position_embeddings", None) or self.length) < self.length
+            ):
                 part.max_position_embeddings = self.length
         return config
 
 
-def read_positions(config: dict[str, Any]) -> int | None:
-    """Return ``max_position_embeddings`` of a config.json."""
-    return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
-
-
 def start(arguments: dict[str, Any]) -> tuple[Any, IO[bytes]]:
     """Return (``vllm.LLM(**arguments)``, the file that its processes write their errors to). Raises Failed."""
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as they live
     try:
         with engine.import_vllm(ENVIRONMENT), _written_to(log):
             from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
             llm = LLM(**arguments)
-        llm.collective_rpc("distill_eval_end_with", args=(os.getpid(),))
     except Exception as error:
         raise Failed(explain(error, log)) from error
     return llm, log

@@ -4,16 +4,10 @@ vLLM mixes ``ProfiledWorker`` into its own worker class (engine argument ``worke
 numbers, which is all that comes back from there without pickling.
 """
 
-import contextlib
 import copy
-import os
-import select
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 EXTENSION = f"{__name__}.ProfiledWorker"
@@ -30,12 +24,16 @@ class ProfiledWorker:
         parameters = list(self.model_runner.model.parameters())
         count = sum(weight.numel() for weight in parameters)
         size = sum(weight.numel() * weight.element_size() for weight in parameters)
-        for layer in self.model_runner.model.modules():  # on the CPU products' weights lie elsewhere, laid out anew
+        for (
+            layer
+        ) in self.model_runner.model.modules():  # on the CPU products' weights lie elsewhere, laid out anew
             if hasattr(layer, "input_size_per_partition") and not layer.weight.numel():
                 moved = layer.input_size_per_partition * layer.output_size_per_partition
                 count, size = count + moved, size + moved * layer.weight.element_size()
         layers = self.vllm_config.compilation_config.static_forward_context.values()
-        backends = {layer.get_attn_backend().get_name() for layer in layers if hasattr(layer, "get_attn_backend")}
+        backends = {
+            layer.get_attn_backend().get_name() for layer in layers if hasattr(layer, "get_attn_backend")
+        }
         return {
             "num_parameters": count,
             "weight_bytes": size,
@@ -56,10 +54,12 @@ class ProfiledWorker:
         found = {"blocks": 0, "kv": 0, "state": 0, "block_size": 0}
         for group in cache.kv_cache_groups:
             spec = group.kv_cache_spec
-            specs = getattr(spec, "kv_cache_specs", None) or dict.fromkeys(group.layer_names, spec)
+            layers: list[Any] = list(getattr(spec, "kv_cache_specs", {}).values()) or [spec] * len(
+                group.layer_names
+            )
             blocks = -(-spec.max_memory_usage_bytes(config) // spec.page_size_bytes)
             found["blocks"] += blocks
-            for layer in specs.values():
+            for layer in layers:
                 recurrent = hasattr(layer, "shapes")  # a state's shapes; keys and values have heads instead
                 found["state" if recurrent else "kv"] += blocks * layer.page_size_bytes
                 if not recurrent:
@@ -67,6 +67,11 @@ class ProfiledWorker:
         total = sum(tensor.size for tensor in cache.kv_cache_tensors)
         # One block is never given to anybody.
         return found | {"free": cache.num_blocks - 1, "block_bytes": total // cache.num_blocks}
+
+    def distill_eval_settle(self) -> None:
+        """Return when the device has nothing left to do."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     def distill_eval_reset_peak(self) -> None:
         """Forget the peak of memory there was."""
@@ -82,19 +87,3 @@ class ProfiledWorker:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         peak = int(status["VmHWM"].split()[0]) * 1024
         return peak, peak
-
-    def distill_eval_end_with(self, owner: int) -> None:
-        """Kill vLLM's processes when ``owner``, who started them, is gone; vLLM's own would hold the device on."""
-        parent = os.getppid()
-        threading.Thread(
-            target=_end_with, args=(owner, [parent] if parent != owner else []), daemon=True
-        ).start()
-
-
-def _end_with(owner: int, others: list[int]) -> None:
-    with contextlib.suppress(ProcessLookupError):  # gone before we looked
-        select.select([os.pidfd_open(owner)], [], [])
-    for process in others:
-        if psutil.pid_exists(process):
-            os.kill(process, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
