@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 from distill_eval.backends.vllm.engine import CPU_CACHE_BYTES, Requests, import_vllm
 from distill_eval.backends.vllm.options import vllm_version
@@ -54,6 +54,7 @@ class VllmEngine:
         self._ids = _plain_ids(Path(target.folder))
         self._random = random.Random(options.seed)
         self._llm: Any = None
+        self._log: IO[bytes]  # of the processes behind it
         self._too_long: dict[int, str] = {}  # maximum length that did not fit: why
         self._context = self._batch = self._new_tokens = 0
         self._samples: list[float] = []
@@ -171,6 +172,7 @@ class VllmEngine:
         if self._llm is not None:
             llm, self._llm = self._llm, None
             vllm_process.stop(llm)
+            self._log.close()
 
     def _describe(self, seconds: float) -> Loaded:
         model, cache = self._ask("model"), self._ask("cache", 1)

@@ -72,7 +72,8 @@ def start(arguments: dict[str, Any]) -> tuple[Any, IO[bytes]]:
 
             llm = LLM(**arguments)
     except Exception as error:
-        raise Failed(explain(error, log)) from error
+        with log:
+            raise Failed(explain(error, log)) from error
     return llm, log
 
 
