@@ -263,8 +263,10 @@ class VllmEngine:
     def _forecast(self, length: int) -> list[int]:
         """Return how many tokens each of the batch decodes while the prompts after it are read, ``length`` long."""
         chunk = self._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens
-        steps = [length / max(1, chunk - decoding) for decoding in range(1, self._batch)]
-        return [int(wait) for wait in itertools.accumulate(reversed(steps), initial=0)][::-1]
+        waits = [0.0]  # the last one's; of each before, that and the steps of reading what comes after it
+        for decoding in range(self._batch - 1, 0, -1):
+            waits.append(waits[-1] + max(1.0, length - waits[-1]) / max(1, chunk - decoding))
+        return [int(wait) for wait in reversed(waits)]
 
     def _draw_prompt(self, length: int) -> list[int]:
         return self._random.choices(self._ids, k=length)
