@@ -88,7 +88,7 @@ def differences(left: RunFacts, right: RunFacts, tasks: Sequence[str] | None = N
     """
     names = list(left.tasks) if tasks is None else list(tasks)
     found = [*_tasks(left, right, names), *_decoding(left, right), *_unrecorded(left, right)]
-    found += _engines(left, right)
+    found += _engines(left, right) if names else []  # of profiles none has scored anything
     found += _data(left, right, names)
     if left.records is not None and right.records is not None:
         found += _records(left, right, names)

@@ -81,7 +81,7 @@ def read_folder(
         tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         model_type=settings["model_type"],
         vocab_size=rows,
-        max_positions=_max_positions(settings, text),
+        max_positions=max_positions(settings),
         dtype=_dtype(settings, text) or weights_dtype(tensors) or "float32",
         chat_template=read_chat_template(tokenizer),
         revision=revision,
@@ -182,10 +182,11 @@ def _check_vocabulary(declared: Any, rows: int | None, folder: Path) -> int:
     return rows if rows is not None else declared
 
 
-def _max_positions(settings: dict[str, Any], text: dict[str, Any]) -> int | None:
+def max_positions(settings: dict[str, Any]) -> int | None:
+    """Return the longest text that a config.json says the model is made for."""
     for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length"):
-        for where in (settings, text):
-            if isinstance(where.get(key), int) and where[key] > 0:
+        for where in (settings, settings.get("text_config")):
+            if isinstance(where, dict) and isinstance(where.get(key), int) and where[key] > 0:
                 return where[key]
     return None
 

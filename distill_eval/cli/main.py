@@ -10,6 +10,7 @@ COMMANDS = {
     "import": "distill_eval.cli.interchange:import_command",
     "prefetch": "distill_eval.cli.prefetch:prefetch_command",
     "probe": "distill_eval.cli.probe:probe_command",
+    "profile": "distill_eval.cli.profile:profile_command",
     "reproduce": "distill_eval.cli.reproduce:reproduce_command",
 }
 GROUPS = {

@@ -51,6 +51,8 @@ def run_sequential_gate(
     if names_run(baseline):
         left = load_side(baseline, "baseline")
         known, where = [task.name for task in left.run.tasks], f"the baseline {left.run.folder}"
+        if not known:
+            raise OptionError(f"--sequential is about items, and the baseline {left.run.folder} is a profile")
     else:
         left, known, where = None, [task.name for task in evaluation.tasks], "those to evaluate"
     check_tasks(policy, known, where)

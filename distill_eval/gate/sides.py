@@ -86,15 +86,17 @@ def load_side(text: str, name: str) -> LoadedSide:
     run = load_stored(str(folder))
     label = _chosen(run, label, name)
     frame = records_frame(record for record in run.records if record.checkpoint == label)
-    if not len(frame):
+    efficiency = _efficiency(folder, label)
+    if not len(frame) and (run.tasks or not efficiency):  # a profile has no tasks
         raise StoreError(f"run folder {folder}: no records of '{label}'")
     described = {entry.get("label"): entry for entry in run.provenance.get("checkpoints", ())}
+    fingerprint = frame["fingerprint"].iloc[0] if len(frame) else described[label]["fingerprint"]
     side = Side(
         folder=str(folder),
         label=label,
         name=str(described.get(label, {}).get("name", label)),
-        fingerprint=str(frame["fingerprint"].iloc[0]),
-        efficiency=_efficiency(folder, label),
+        fingerprint=str(fingerprint),
+        efficiency=efficiency,
     )
     return LoadedSide(side, run, frame, run_facts(name, run.provenance, label, frame))
 
@@ -140,6 +142,11 @@ def evaluate_like(
     """
     from distill_eval.compare import resolve_all, run_comparison
 
+    if not baseline.run.tasks:
+        raise OptionError(
+            f"--baseline {baseline.run.folder} is a profile: measure the candidate as it was (distill-eval profile) and "
+            "give the folder as --candidate"
+        )
     out = evaluation.out
     if out.resolve() == baseline.run.folder.resolve():
         raise OptionError(f"--out {out} is the baseline's own folder; name another")

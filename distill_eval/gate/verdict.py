@@ -27,6 +27,8 @@ def finish(
         other_hardware=other_hardware(left.facts, right.facts),
     )
     checks, notes = [*checks, *efficiency], list(notes)
+    if not left.run.tasks and not right.run.tasks:
+        notes.append("both are profiles, without answers: no score, gap or failure was checked")
     aside = [task.name for task in right.run.tasks if task.name not in left.facts.tasks]
     if aside:
         notes.append(f"tasks of the candidate that the baseline lacks are left aside: {', '.join(aside)}")

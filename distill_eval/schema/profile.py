@@ -53,6 +53,22 @@ class ProfileOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """What one process measures: ``shapes``, (context, batch) one after the other.
+
+    ``engine``: "module:attribute" that makes the engine. ``first_token``: measure the time to the first token, too.
+    ``measure_device``: say how fast a CPU is.
+    """
+
+    target: Target
+    options: ProfileOptions
+    engine: str
+    shapes: tuple[tuple[int, int], ...]
+    first_token: bool = False
+    measure_device: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Timing:
     """Samples of one duration in seconds. ``repeated``: how often noisy rounds before these were thrown away."""
 
@@ -125,7 +141,8 @@ class Loaded:
 class DeviceState:
     """The card while something was measured: clocks in MHz, power in W, temperature in degrees Celsius, what slowed it.
 
-    ``others``: processes on the card beside ours. None and empty where it cannot be known.
+    ``others``: processes on the card beside ours. ``other_cores``: of a CPU, how many cores others kept busy since the
+    state before. None and empty where it cannot be known.
     """
 
     sm_clock: int | None = None
@@ -135,6 +152,7 @@ class DeviceState:
     temperature: int | None = None
     throttling: tuple[str, ...] = ()
     others: int | None = None
+    other_cores: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ Accuracies, deltas and gaps are fractions (0.208 is 20.8 percentage points); per
 
 from dataclasses import dataclass
 
+from distill_eval.schema.efficiency import Efficiency
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -108,6 +110,7 @@ class Results:
     """Everything ``compare`` reports. ``checkpoints[0]`` is the reference.
 
     ``warnings``: what may make the numbers themselves wrong, shown on top. ``notes``: what a reader must know.
+    ``efficiency``: figures of speed and memory, of a run that measured any (``profile``).
     """
 
     checkpoints: tuple[str, ...]
@@ -115,3 +118,4 @@ class Results:
     averages: tuple[Average, ...]
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    efficiency: tuple[Efficiency, ...] = ()

@@ -31,7 +31,7 @@ from distill_eval.schema.requests import GenerateRequest, GenerateResponse, Scor
 from distill_eval.schema.run import RunOptions
 
 # Raised whenever a change of this package can move a number: it is part of every cache key.
-REVISION = 5
+REVISION = 6
 
 SCORE_ROWS = {"cpu": 1024, "cuda": 16384}  # inputs in a scoring batch, which is committed as one
 
@@ -252,6 +252,7 @@ class TransformersBackend:
                 where=self._where(),
                 max_memory_gib=self._max_memory,
                 most_slots=self._batch_size,
+                chunked=self._ragged is not None,
             )
             if self._moves_others(decoding.generated_width(todo[wave[0]])):
                 budget = replace(budget, num_slots=1)

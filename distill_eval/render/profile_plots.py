@@ -1,0 +1,264 @@
+"""Figures of a profile: curves by context, throughput bars, accuracy against efficiency. The same bytes every time."""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_eval.content import content_path
+from distill_eval.render import profile_values as values
+from distill_eval.render.profile_plane import accuracy_plane
+from distill_eval.render.profile_style import INK, dress, look, round_ticks
+from distill_eval.render.text import one_line
+from distill_eval.schema.profile import OUT_OF_MEMORY, Point, Profile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BOUND: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (4, 2))}
+_LINEAR = 20  # bars further apart than this are drawn on a log axis
+_MISSING: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 6, "markeredgewidth": 1.8}
+_FORMATS: dict[str, dict[str, Any]] = {
+    "svg": {"metadata": {"Date": None, "Creator": None}},
+    "png": {"metadata": {"Software": None}, "dpi": 160},
+}
+
+
+def write_figures(
+    profile: Profile, folder: Path, accuracies: Mapping[str, float] | None = None
+) -> list[Path]:
+    """Write each figure that has something to show as SVG and PNG into ``folder``; return the files.
+
+    ``accuracies``: generation accuracy, a fraction, by checkpoint's label; the plane of accuracy against efficiency is
+    drawn where at least two checkpoints have one.
+    """
+    from matplotlib import style
+
+    written = []
+    folder.mkdir(parents=True, exist_ok=True)
+    with style.context(content_path("reports/style.mplstyle")), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figures = {
+            "curves": _curves(profile),
+            "throughput": _throughput(profile),
+            "accuracy-efficiency": accuracy_plane(profile, accuracies or {}),
+        }
+        for name, figure in figures.items():
+            if figure is None:
+                continue
+            for ending, options in _FORMATS.items():
+                written.append(folder / f"{name}.{ending}")
+                figure.savefig(written[-1], format=ending, transparent=False, facecolor="white", **options)
+    return written
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """One panel over contexts: a measured value and its bound, how a tick and a ratio to the reference are written."""
+
+    title: str
+    value: Callable[[Point | None], float | None]
+    bound: Callable[[Point | None], float | None]
+    tick: Callable[[float], str]
+    compared: Callable[[float, float], str]  # (value, the reference's)
+    timing: str = ""  # the point's Timing that may be noisy
+    base: float = 10.0  # of the ticks
+
+
+_CURVES = (
+    _Curve(
+        "Cache memory",
+        values.cache_bytes,
+        values.formula_bytes,
+        lambda size: values.size(size).replace(".00 ", " ").replace(".0 ", " "),
+        lambda value, of: f"{100 * (value / of - 1):+.1f}%".replace("-", "−"),
+        base=2.0,
+    ),
+    _Curve(
+        "Time to first token",
+        values.ttft_s,
+        values.ttft_bound_s,
+        lambda seconds: f"{seconds:,.4g} s" if seconds >= 1 else f"{1e3 * seconds:.4g} ms",
+        lambda value, of: values.times(of / value),
+        "ttft",
+    ),
+    _Curve(
+        "Decoding, tokens/s",
+        values.tokens_per_s,
+        values.most_tokens_per_s,
+        lambda speed: f"{speed:,.6g}",
+        lambda value, of: values.times(value / of),
+        "step",
+    ),
+)
+
+
+def _curves(profile: Profile) -> "Figure | None":
+    """Paper's Figure 2: memory, time to first token and decoding by context; bounds thin and dashed."""
+    wanted = values.contexts(profile)
+    if not wanted:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5, 4.1))
+    panels = figure.subplots(1, len(_CURVES))
+    for axes, curve in zip(panels, _CURVES, strict=True):
+        _draw_curve(axes, curve, profile, wanted)
+    _legend(figure, profile)
+    return figure
+
+
+def _draw_curve(axes, curve: _Curve, profile: Profile, wanted: list[int]) -> None:
+    reference, ends, seen = profile.checkpoints[0], [], []
+    for index, checkpoint in enumerate(profile.checkpoints):
+        style = look(index)
+        # Where lines lie on each other, the first shows on both sides of the next.
+        style |= {"linewidth": max(1.2, 2.6 - 0.5 * index), "markersize": max(4.5, 7.5 - 0.8 * index)}
+        color, bound = style["color"], _BOUND | {"linestyle": (3 * index, (4, 5))}
+        points = {context: values.find_point(checkpoint, context) for context in wanted}
+        for of, line in ((curve.value, style), (curve.bound, {"color": color, **bound})):
+            found = {context: y for context, point in points.items() if (y := of(point))}
+            axes.plot(list(found), list(found.values()), **line)
+            seen += found.values()
+        for context, point in points.items():
+            timing = getattr(point, curve.timing, None)
+            if timing is not None and timing.noisy:
+                axes.plot(context, curve.value(point), **{**style, "markerfacecolor": "white"})
+            if point is not None and point.status == OUT_OF_MEMORY and not curve.value(point):
+                at = axes.get_xaxis_transform()
+                axes.plot(context, 0.98 - 0.05 * index, color=color, transform=at, **_MISSING)
+        if index:
+            ends += _ratio(curve, reference, checkpoint, wanted, color)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(wanted, [values.context_name(context) for context in wanted])
+    _scale(axes, curve, seen)
+    span = max(4.0, wanted[-1] / wanted[0])
+    longest = max((len(text) for _, _, text, _ in ends), default=0)
+    axes.set_xlim(wanted[0] / span**0.06, wanted[-1] * span ** (0.06 + 0.035 * longest))
+    _place(axes, ends)
+    axes.set_title(curve.title, color=INK)
+    axes.set_xlabel("context (tokens)", color=INK)
+    dress(axes)
+
+
+def _ratio(curve: _Curve, reference, checkpoint, wanted, color) -> list[tuple[float, float, str, str]]:
+    """Return (context, value) of the curve's end, the ratio at the largest context that both have, and the colour."""
+    own = {context: curve.value(values.find_point(checkpoint, context)) for context in wanted}
+    ends = [(context, value) for context, value in own.items() if value]
+    for context, value in reversed(ends):
+        if of := curve.value(values.find_point(reference, context)):
+            where = "" if context == ends[-1][0] else f" at {values.context_name(context)}"
+            return [(*ends[-1], curve.compared(value, of) + where, color)]
+    return []
+
+
+def _scale(axes, curve: _Curve, seen: list[float]) -> None:
+    """Set the log axis of values and its ticks."""
+    axes.set_yscale("log")
+    low, high = (min(seen), max(seen)) if seen else (1.0, 10.0)
+    room = (high / low) ** 0.06 * 1.08
+    ticks = round_ticks(low / room, high * room, curve.base)
+    axes.set_yticks(ticks, [curve.tick(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(low / room, high * room)
+
+
+def _place(axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write the ratios right of their points, apart from each other."""
+    low, high = (math.log(limit) for limit in axes.get_ylim())
+    heights = []
+    for context, value, text, color in sorted(ends, key=lambda end: end[1]):
+        height = (math.log(value) - low) / (high - low)
+        height = max([height, *(other + 0.065 for other in heights[-1:])])
+        heights.append(height)
+        axes.annotate(text, (context, height), xycoords=axes.get_xaxis_transform(), xytext=(8, 0),
+                      textcoords="offset points", va="center", color=color, fontsize=9, fontweight="bold")  # fmt: skip
+
+
+def _throughput(profile: Profile) -> "Figure | None":
+    """Paper's Figure 5: peak throughput, a panel for each context; ratios to the reference above, batches below."""
+    wanted = values.searched(profile)
+    if not wanted:
+        return None
+    from matplotlib.figure import Figure
+
+    across = min(4, len(wanted))
+    down = -(-len(wanted) // across)
+    width = max(2.4, 0.62 * len(profile.checkpoints) + 0.7)
+    figure = Figure(figsize=(max(5.0, width * across), 3.2 * down + 0.6))
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for axes, context in zip(panels, wanted, strict=False):
+        _draw_bars(axes, profile, context)
+    for axes in panels[len(wanted) :]:
+        axes.set_axis_off()
+    for axes in panels[::across]:
+        axes.set_ylabel("tokens/s", color=INK)
+    _legend(figure, profile, bars=True)
+    return figure
+
+
+def _draw_bars(axes, profile: Profile, context: int) -> None:
+    found = [values.find_search(checkpoint, context) for checkpoint in profile.checkpoints]
+    best = [search.best if search else None for search in found]
+    speeds, most = (
+        [values.tokens_per_s(point) for point in best],
+        [values.most_tokens_per_s(point) for point in best],
+    )
+    known = [speed for speed in speeds if speed] or [1.0]
+    highest = max([*known, *(bound for bound in most if bound)])
+    if max(known) > _LINEAR * min(known):
+        axes.set_yscale("log")
+        axes.minorticks_off()
+        axes.set_ylim(min(known) / 2.5, highest * (highest / min(known)) ** 0.12)
+    else:
+        axes.set_ylim(0, 1.12 * highest)
+    for index, (search, speed, bound) in enumerate(zip(found, speeds, most, strict=True)):
+        color = look(index)["color"]
+        if speed is None:
+            text = "" if search is None else values.mark(search.points[0] if search.points else None)
+            axes.annotate(text, (index, 0), xycoords=axes.get_xaxis_transform(), xytext=(0, 4), ha="center",
+                          textcoords="offset points", color=color, fontsize=9, fontweight="bold")  # fmt: skip
+            continue
+        axes.bar(index, speed, width=0.72, color=color)
+        above = speed
+        if bound is not None:
+            axes.plot([index - 0.4, index + 0.4], [bound, bound], color=INK, **_BOUND)
+            heights = [
+                axes.transLimits.transform(axes.transScale.transform((0, y)))[1] for y in (speed, bound)
+            ]
+            above = bound if heights[1] - heights[0] < 0.1 else speed
+        if (times := values.ratio(speed, speeds[0])) is not None and index:
+            axes.annotate(values.times(times), (index, above), xytext=(0, 3), textcoords="offset points", ha="center",
+                          color=INK, fontsize=9, fontweight="bold")  # fmt: skip
+    axes.set_xlim(-0.6, len(best) - 0.4)
+    axes.set_xticks(range(len(best)), [f"{point.batch:,}" if point else "" for point in best])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    axes.set_title(f"{values.context_name(context)} context", color=INK)
+    axes.set_xlabel("batch", color=INK)
+    dress(axes, grid="y")
+
+
+def _legend(figure, profile: Profile, *, bars: bool = False) -> None:
+    """Name checkpoints and what else is drawn, above the panels."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = []
+    for index, checkpoint in enumerate(profile.checkpoints):
+        style, label = look(index), one_line(checkpoint.target.label)
+        handles.append(
+            Patch(color=style["color"], label=label) if bars else Line2D([], [], label=label, **style)
+        )
+    handles.append(Line2D([], [], color=INK, label="bound by theory", **_BOUND))
+    points = [point for checkpoint in profile.checkpoints for point in checkpoint.points]
+    timings = [timing for point in points for timing in (point.ttft, point.step) if timing is not None]
+    if not bars and any(point.status == OUT_OF_MEMORY for point in points):
+        handles.append(Line2D([], [], color=INK, label="out of memory", **_MISSING))
+    if not bars and any(timing.noisy for timing in timings):
+        open_mark = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "markersize": 5.5}
+        handles.append(Line2D([], [], color=INK, label="noisy", **open_mark))
+    widest = 0.6 + 0.085 * max(len(handle.get_label()) for handle in handles)  # inches, about
+    across = max(1, min(len(handles), int(figure.get_figwidth() / widest)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=across, labelcolor=INK)

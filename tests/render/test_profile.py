@@ -1,0 +1,263 @@
+"""Tables and figures of a made-up profile: the paper's four architectures on a made-up H200."""
+
+import dataclasses
+import io
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from rich.console import Console
+
+from distill_eval.render.profile import tables, write_figures
+from distill_eval.render.profile_plane import Cost, front
+from distill_eval.render.profile_style import round_ticks
+from distill_eval.render.profile_values import context_name, digits, share, size, times
+from distill_eval.render.tables import print_table, render_latex, render_markdown
+from distill_eval.schema.profile import (
+    FAILED,
+    OK,
+    OUT_OF_MEMORY,
+    Bounds,
+    CacheSize,
+    CheckpointProfile,
+    DeviceState,
+    Loaded,
+    Memory,
+    Point,
+    Profile,
+    ProfileOptions,
+    Search,
+    Target,
+    Timing,
+)
+
+CONTEXTS = (2048, 8192, 32768, 131072)
+# Layers with attention, with a state; share of its bounds that each reaches in first token and decoding; batches that
+# fit at the two searched contexts.
+MADE = {
+    "qwen3-0.6b": (28, 0, 0.55, 0.30, (512, 9)),
+    "hybrid-kda": (7, 21, 0.45, 0.24, (1400, 38)),
+    "hybrid-mamba2": (7, 21, 0.40, 0.23, (1400, 38)),
+    "pure-kda": (0, 28, 0.35, 0.20, (4096, 3000)),
+}
+ACCURACIES = {"qwen3-0.6b": 0.701, "hybrid-kda": 0.634, "hybrid-mamba2": 0.587, "pure-kda": 0.412}
+CALM = DeviceState(1980, 2619, "P0", 412.4, 58, (), 0)
+HOT = DeviceState(1755, 2619, "P0", 699.1, 84, ("power cap",), 2)
+
+
+def timing(median: float, spread: float = 0.02, repeated: int = 0) -> Timing:
+    return Timing(tuple(median * (1 + spread * (k - 2) / 2) for k in range(5)), repeated)
+
+
+def made_bounds(name: str, context: int, batch: int) -> Bounds:
+    with_keys, with_state, *_ = MADE[name]
+    cache = CacheSize(batch * with_keys * 4096 * context, batch * with_state * 1_081_344)
+    flops = 0.9e9 * context + with_keys * 4096.0 * context**2
+    moved = 1.2e9 + cache.kv + 2 * cache.state
+    return Bounds(cache, flops, moved, batch * flops / context, moved, flops / 989.4e12, moved / 4.8e12)
+
+
+def made_point(name: str, context: int, batch: int = 1) -> Point:
+    found = made_bounds(name, context, batch)
+    *_, first, decode, _ = MADE[name]
+    noisy = (name, context) == ("pure-kda", 8192)
+    step = timing(found.decode_s / (decode if batch == 1 else 0.7), 0.5 if noisy else 0.02, 3 if noisy else 0)
+    weights, hot = 1_200_000_000, name == "pure-kda" and batch > 1
+    memory = Memory(weights + found.cache.total + 300_000_000, weights + found.cache.total + 900_000_000)
+    return Point(context, batch, OK, "", timing(found.prefill_s / first), step, found.cache, memory, 1.5, CALM,
+                 HOT if hot else CALM, found)  # fmt: skip
+
+
+def made_search(name: str, context: int, largest: int) -> Search:
+    points = [made_point(name, context, max(1, largest // 2)), made_point(name, context, largest)]
+    return Search(context, (*points, Point(context, largest + 1, OUT_OF_MEMORY, "142.1 GiB needed")))
+
+
+def made_checkpoint(name: str, num_parameters: int) -> CheckpointProfile:
+    target = Target(name, f"/made/{name}", "ab" * 32, "qwen3", True, name)
+    loaded = Loaded(num_parameters, 2 * num_parameters, "transformers 5.17.0", "bfloat16", "cuda", "sdpa",
+                    "StaticCache", load_s=3.21)  # fmt: skip
+    points = tuple(made_point(name, context) for context in CONTEXTS)
+    searches = tuple(
+        made_search(name, context, largest)
+        for context, largest in zip((2048, 131072), MADE[name][-1], strict=True)
+    )
+    return CheckpointProfile(
+        target, loaded, points, searches, ("theory: NVIDIA H200 datasheet, SXM (dense)",)
+    )
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    options = ProfileOptions(CONTEXTS, (2048, 131072), repeats=5)
+    sizes = (596_049_920, 613_334_096, 640_816_880, 619_095_488)
+    made = [made_checkpoint(name, size) for name, size in zip(MADE, sizes, strict=True)]
+    return Profile(options, tuple(made), "NVIDIA H200")
+
+
+def replace_point(profile: Profile, number: int, place: int, point: Point) -> Profile:
+    """The profile with one checkpoint's point at batch 1 put in place of another."""
+    checkpoints = list(profile.checkpoints)
+    points = list(checkpoints[number].points)
+    points[place] = point
+    checkpoints[number] = dataclasses.replace(checkpoints[number], points=tuple(points))
+    return dataclasses.replace(profile, checkpoints=tuple(checkpoints))
+
+
+def printed(profile: Profile, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    for table in tables(profile):
+        print_table(table, console)
+        console.print()
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
+
+
+def table(profile: Profile, name: str):
+    return next(table for table in tables(profile) if table.name == f"profile-{name}")
+
+
+def test_at_100_columns(profile, check_golden):
+    text = printed(profile)
+    assert max(map(len, text.splitlines())) <= 100
+    check_golden("profile.txt", text)
+
+
+def test_what_did_not_run_is_marked_and_explained(profile, check_golden):
+    lost = replace_point(profile, 0, 3, Point(131072, 1, OUT_OF_MEMORY, "needs 15.6 GiB, 12.0 are free"))
+    lost = replace_point(lost, 1, 3, Point(131072, 1, FAILED, "ValueError: a\nlong story"))
+    nothing = Search(131072, (Point(131072, 1, OUT_OF_MEMORY, "needs 15.6 GiB"),))
+    checkpoints = list(lost.checkpoints)
+    checkpoints[0] = dataclasses.replace(checkpoints[0], searches=(checkpoints[0].searches[0], nothing))
+    checkpoints[2] = dataclasses.replace(checkpoints[2], loaded=None, points=(), searches=(), notes=("gone",))
+    check_golden("profile_lost.txt", printed(dataclasses.replace(lost, checkpoints=tuple(checkpoints))))
+
+
+def test_numbers_of_one_row(profile):
+    columns = [column.heading for column in table(profile, "ttft").columns]
+    row = dict(zip(columns, table(profile, "ttft").rows[-3], strict=True))  # hybrid-kda at 128K
+    teacher, hybrid = (profile.checkpoints[index].points[-1] for index in (0, 1))
+    assert row["ms"] == f"{1e3 * hybrid.ttft.median_s:,.0f}"
+    assert row["speed"] == f"{teacher.ttft.median_s / hybrid.ttft.median_s:.2f}x" == "2.80x"
+    assert row["reached"] == "45%"
+    memory = table(profile, "memory")
+    assert [row[7] for row in memory.rows if row[1] == "hybrid-kda"] == ["65.3%", "72.6%", "74.4%", "74.8%"]
+    assert {row[6] for row in memory.rows} == {"0.0%"}
+    throughput = table(profile, "throughput").rows[-3]
+    assert throughput[2:5] == ("38", "39", "38")
+    assert throughput[7] == "3.95x"
+    assert throughput[8] == "3,360"  # 70% of 4.8 TB/s
+
+
+def test_measured_and_formula_may_differ(profile):
+    point = profile.checkpoints[1].points[0]
+    off = dataclasses.replace(point, cache=CacheSize(point.cache.kv, point.cache.state * 2))
+    row = table(replace_point(profile, 1, 0, off), "memory").rows[1]
+    assert row[6] == "+27.9%"
+
+
+def test_without_theory_or_searches_there_are_dashes(profile):
+    points = tuple(dataclasses.replace(point, bounds=None) for point in profile.checkpoints[0].points)
+    bare = dataclasses.replace(profile.checkpoints[0], points=points, searches=())
+    bare = dataclasses.replace(profile, checkpoints=(bare,))
+    assert [table.name for table in tables(bare)][-1] == "profile-memory"
+    assert table(bare, "ttft").rows[0][-2:] == ("-", "-")
+    assert table(bare, "memory").rows[0][5:7] == ("-", "-")
+
+
+def test_noise_and_heat_are_said(profile):
+    text = printed(profile)
+    assert "~ noisy: interquartile range above 10% of the median, even when repeated (up to 3 times)" in text
+    assert "SM clock 1755 to 1980 MHz" in text
+    assert "pure-kda at 2K, batch 2048 (power cap)" in text
+    assert "other processes on the card: pure-kda at 2K, batch 2048 (2)" in " ".join(text.split())
+
+
+def test_other_forms(profile):
+    for made in tables(profile):
+        assert made.rows[0][0] in render_markdown(made)
+        assert r"\begin{tabular}" in render_latex(made)
+
+
+def test_how_numbers_are_written():
+    assert [context_name(n) for n in (2048, 131072, 1000, 1536)] == ["2K", "128K", "1,000", "1,536"]
+    assert [digits(x) for x in (0.29812, 28.06, 359.44, 4043.6)] == ["0.298", "28.1", "359", "4,044"]
+    assert [times(x) for x in (0.978, 3.05, 11.27, 248.8)] == ["0.98x", "3.05x", "11.3x", "249x"]
+    assert [size(x) for x in (512, 81_428_480, 15_032_385_536, None)] == [
+        "512 B",
+        "77.7 MiB",
+        "14.0 GiB",
+        "-",
+    ]
+    assert [share(x) for x in (0.384, 0.0213, 1.02, None)] == ["38%", "2.1%", "102%", "-"]
+
+
+def test_figures_are_the_same_bytes_every_time(profile, tmp_path):
+    first = write_figures(profile, tmp_path / "a", ACCURACIES)
+    second = write_figures(profile, tmp_path / "b", ACCURACIES)
+    assert [path.name for path in first] == [
+        "curves.svg", "curves.png", "throughput.svg", "throughput.png",
+        "accuracy-efficiency.svg", "accuracy-efficiency.png",
+    ]  # fmt: skip
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert one.stat().st_size > 5000
+
+
+def words(path) -> list[str]:
+    return [text for text in ElementTree.parse(path).getroot().itertext() if text.strip()]
+
+
+def test_figures_say_what_they_show(profile, tmp_path):
+    lost = replace_point(profile, 0, 3, Point(131072, 1, OUT_OF_MEMORY, "too little"))
+    write_figures(lost, tmp_path, ACCURACIES)
+    curves = words(tmp_path / "curves.svg")
+    for text in (
+        *MADE,
+        "2 GiB",
+        "100 ms",
+        "Decoding, tokens/s",
+        "2K",
+        "128K",
+        "bound by theory",
+        "out of memory",
+        "noisy",
+    ):
+        assert text in curves
+    # The largest context that both have is 32K: 74.4% less cache.
+    assert "−74.4% at 32K" in curves
+    bars = words(tmp_path / "throughput.svg")
+    assert {"3.95x", "38", "2K context", "128K context"} <= set(bars)
+    plane = words(tmp_path / "accuracy-efficiency.svg")
+    assert {"generation accuracy (%)", *MADE} <= set(plane)
+    assert any("time to first token at 32K" in text for text in plane)
+
+
+def test_only_what_there_is_is_drawn(profile, tmp_path):
+    checkpoints = tuple(dataclasses.replace(checkpoint, searches=()) for checkpoint in profile.checkpoints)
+    bare = dataclasses.replace(profile, checkpoints=checkpoints)
+    one = write_figures(bare, tmp_path / "one", {"hybrid-kda": 0.5, "somebody else": 0.9})
+    assert [path.name for path in one] == ["curves.svg", "curves.png"]
+    two = write_figures(bare, tmp_path / "two", {"hybrid-kda": 0.5, "pure-kda": 0.4})
+    assert [path.name for path in two][2:] == ["accuracy-efficiency.svg", "accuracy-efficiency.png"]
+    assert any("decoding at 128K" in text for text in words(two[2]))
+
+
+def test_the_front_leaves_out_who_is_beaten_in_both():
+    accuracies = {"a": 0.7, "b": 0.6, "c": 0.65, "d": 0.5}
+    cost = Cost("seconds", {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0})
+    assert front(cost, accuracies) == [(1, 50), (2, 50), (2, 65), (4, 65), (4, 70)]
+    yields = Cost("tokens/s", cost.values, less_is_better=False)
+    assert front(yields, accuracies) == [(4, 70)]
+
+
+def test_ticks_are_round_and_few():
+    assert round_ticks(0.3, 40, 10) == pytest.approx([0.5, 1, 2, 5, 10, 20])
+    assert round_ticks(0.003, 400, 10) == pytest.approx([0.01, 0.1, 1, 10, 100])
+    assert round_ticks(3e7, 1.6e10, 2) == [2.0**power for power in range(25, 34, 2)]
+    assert round_ticks(60, 70, 10) == [60, 62.5, 65, 67.5, 70]
+
+
+def test_nothing_to_draw(profile, tmp_path):
+    empty = dataclasses.replace(profile.checkpoints[0], points=(), searches=())
+    nothing = dataclasses.replace(profile, checkpoints=(empty,))
+    assert write_figures(nothing, tmp_path, {"qwen3-0.6b": 0.7}) == []
+    assert [table.name for table in tables(nothing)] == ["profile-checkpoints"]
