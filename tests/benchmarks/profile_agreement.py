@@ -1,11 +1,14 @@
 """Our profile of vLLM beside vLLM's own latency benchmark: the same model, machine and settings, batch 1.
 
-    python -m tests.benchmarks.profile_agreement FOLDER [--random-weights] --input-lens 2048,8192 --out agreement.json
+    python -m tests.benchmarks.profile_agreement FOLDER --input-lens 2048,8192 --out agreement.json
+    python -m tests.benchmarks.profile_agreement qwen3-0.6b --random-weights --input-lens 2048,32768 --output-len 129
+    python -m tests.benchmarks.profile_agreement FOLDER --cpu
 
 Each is a process of its own, in turns, ours first in every second round. Theirs is ``vllm bench latency`` with one new
-token (TTFT) and with N; its time per output token is (latency of N - latency of 1) / (N - 1), of medians. Ours comes
-from the profile's engine with as many repeats. FOLDER needs a config.json alone with ``--random-weights``; a student
-is served through this project's plug-in, on a GPU. The bar: both ratios within 5%, of medians over all rounds.
+token (TTFT) and with N; its time per output token is (latency of N - latency of 1) / (N - 1), of medians. Ours is
+``distill-eval profile --backend vllm`` with as many repeats. With ``--random-weights`` FOLDER may also be a preset's
+name. A student is served through this project's plug-in, on a GPU. The bar: both ratios within 5%, of medians over all
+rounds.
 """
 
 import argparse
@@ -21,13 +24,13 @@ from typing import Any
 
 from distill_eval.backends.vllm import engine
 from distill_eval.profiling import vllm_process
-from distill_eval.profiling.vllm_engine import SPARE_TOKENS, make
-from distill_eval.schema.profile import ProfileOptions, Target
+from distill_eval.profiling.presets import write_target
+from distill_eval.profiling.storing import load_profile
+from distill_eval.profiling.vllm_engine import SPARE_TOKENS
 from tests.benchmarks.serving_engines import ROOT, environment, say
 
 BAR = 0.05
-
-
+WARM_UPS = 2
 THEIRS = "--vllm-bench-latency"
 
 
@@ -37,20 +40,25 @@ def main() -> int:
         return 0
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="of a preset (its name), config.json or folder"
+    )
     parser.add_argument("--input-lens", default="256,1024")
     parser.add_argument("--output-len", type=int, default=33, help="N, the first token included")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--warm-ups", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cpu", action="store_true", help="float32, eager, a cache of 2 GiB, for both")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.worker:
-        profile(arguments)
-        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.random_weights:
+            write_target(str(arguments.folder), Path(folder))
+            arguments.folder = Path(folder)
+        return measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> int:
     lengths = [int(length) for length in arguments.input_lens.split(",")]
     found: dict[int, dict[str, list[list[float]]]] = {
         length: {"their_latency_1": [], "their_latency_n": [], "our_ttft": [], "our_tpot": []}
@@ -62,9 +70,9 @@ def main() -> int:
     for number in range(arguments.rounds):
         for ours in (number % 2 == 1, number % 2 == 0):
             if ours:
-                for length, times in run_ours(arguments).items():
-                    found[int(length)]["our_ttft"].append(times["ttft"])
-                    found[int(length)]["our_tpot"].append(times["tpot"])
+                for length, (ttft, tpot) in run_ours(arguments).items():
+                    found[length]["our_ttft"].append(ttft)
+                    found[length]["our_tpot"].append(tpot)
                 continue
             for length in lengths:
                 found[length]["their_latency_1"].append(run_theirs(arguments, length, 1))
@@ -140,7 +148,7 @@ def run_theirs(arguments: argparse.Namespace, input_len: int, output_len: int) -
         "output-len": output_len,
         "batch-size": 1,
         "num-iters": arguments.repeats,
-        "num-iters-warmup": arguments.warm_ups,
+        "num-iters-warmup": WARM_UPS,
         "max-model-len": longest,
         "dtype": "float32" if arguments.cpu else arguments.dtype,
     }
@@ -171,13 +179,32 @@ def bench_latency(options: list[str]) -> None:
     measure(parser.parse_args(options))
 
 
-def run_ours(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Return what ``profile`` wrote, by input length."""
+def run_ours(arguments: argparse.Namespace) -> dict[int, tuple[list[float], list[float]]]:
+    """Return the samples of ``distill-eval profile`` by input length: TTFT and time per output token."""
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "profile.json"
-        command = [sys.executable, "-m", "tests.benchmarks.profile_agreement", *sys.argv[1:], "--worker"]
-        run([*command, "--out", str(out)], "profile", Path(scratch))
-        return json.loads(out.read_text(encoding="utf-8"))
+        out = Path(scratch) / "profile"
+        options = {
+            "contexts": arguments.input_lens,
+            "new-tokens": arguments.output_len - 1,
+            "repeats": arguments.repeats,
+            "backend": "vllm",
+            "device": "cpu" if arguments.cpu else "auto",
+            "dtype": arguments.dtype,
+            "out": out,
+            "cache-dir": scratch,
+        }
+        command = [sys.executable, "-c", "from distill_eval.cli.main import main; main()", "profile"]
+        what = ["--random-weights"] * arguments.random_weights
+        command += [*what, str(arguments.folder)]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        run(command, "distill-eval profile", Path(scratch))
+        found = load_profile(out)
+        assert found is not None
+        return {
+            point.context: (list(point.ttft.samples_s), list(point.step.samples_s))
+            for point in found.checkpoints[0].points
+            if point.ttft is not None and point.step is not None
+        }
 
 
 def run(command: list[str], what: str, scratch: Path) -> None:
@@ -196,42 +223,6 @@ def run(command: list[str], what: str, scratch: Path) -> None:
 
 def max_length(arguments: argparse.Namespace) -> int:
     return max(map(int, arguments.input_lens.split(","))) + arguments.output_len - 1 + SPARE_TOKENS
-
-
-def profile(arguments: argparse.Namespace) -> None:
-    """Measure with the profile's engine, time to first token and per token in turns; write seconds to ``out``."""
-    config = json.loads((arguments.folder / "config.json").read_text(encoding="utf-8"))
-    lengths = tuple(int(length) for length in arguments.input_lens.split(","))
-    num_tokens = arguments.output_len - 1
-    target = Target(
-        arguments.folder.name,
-        str(arguments.folder),
-        "",
-        config["model_type"],
-        random_weights=arguments.random_weights,
-    )
-    options = ProfileOptions(
-        lengths,
-        backend="vllm",
-        device="cpu" if arguments.cpu else "auto",
-        dtype=arguments.dtype,
-        new_tokens=num_tokens,
-        repeats=arguments.repeats,
-        warm_ups=arguments.warm_ups,
-    )
-    measured = make(target, options)
-    print(measured.load())
-    figures = {}
-    for length in lengths:
-        measured.open(length, 1, num_tokens)
-        times = [
-            (measured.first_token(), measured.decode(num_tokens) / num_tokens)
-            for _ in range(arguments.warm_ups + arguments.repeats)
-        ][arguments.warm_ups :]
-        measured.shut()
-        figures[str(length)] = {"ttft": [one for one, _ in times], "tpot": [step for _, step in times]}
-    measured.close()
-    arguments.out.write_text(json.dumps(figures), encoding="utf-8")
 
 
 if __name__ == "__main__":
