@@ -20,7 +20,10 @@ class ProfiledWorker:
     vllm_config: Any
 
     def distill_eval_model(self) -> dict[str, Any]:
-        """Return the number of parameters, their bytes, and the names of the layers' attention backends."""
+        """Return the number of parameters, their bytes, and the names of the layers' attention backends.
+
+        The vocabulary counts as vLLM lays it out, filled up to a multiple of 64.
+        """
         parameters = list(self.model_runner.model.parameters())
         count = sum(weight.numel() for weight in parameters)
         size = sum(weight.numel() * weight.element_size() for weight in parameters)
