@@ -183,7 +183,7 @@ class VllmEngine:
             f"prompts are read {settings.scheduler_config.max_num_batched_tokens} tokens at a time at most",
             f"the cache has room for {cache['free'] * cache['block_bytes'] / 2**30:.2f} GiB",
         ]
-        without = "none on the CPU" if device == "cpu" else "switched off, and torch.compile with them"
+        without = "on the CPU" if device == "cpu" else "switched off, and torch.compile with them"
         states = ", recurrent states in pages" if cache["state"] else ""
         return Loaded(
             num_parameters=model["num_parameters"],
