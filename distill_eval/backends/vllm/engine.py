@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -51,11 +51,11 @@ _NAMES = itertools.count()
 
 
 @contextlib.contextmanager
-def import_vllm() -> Iterator[None]:
-    """Import (and load) vLLM under its settings, its chatter kept from stdout; all is put back afterwards."""
+def import_vllm(environment: Mapping[str, str] = ENVIRONMENT) -> Iterator[None]:
+    """Import (and load) vLLM under these settings, its chatter kept from stdout; all is put back afterwards."""
     wanted = {
         **{key: os.environ.get(key, value) for key, value in DEFAULT_ENVIRONMENT.items()},
-        **ENVIRONMENT,
+        **environment,
     }
     before = {key: os.environ.get(key) for key in wanted}
     set_num_threads = torch.set_num_threads  # its CPU worker takes that away from everybody
