@@ -37,7 +37,7 @@ class LongItem:
 
     ``length``: label of its length class, the subset in Records (``"4096"``, ``"4-8k"``). ``depth``: where in the
     prompt what must be found lies, in percent of its tokens (0 start, 100 end), one number a needle; empty where
-    there is no such place.
+    there is no such place. ``target``: the answers as text.
     """
 
     key: str
@@ -48,6 +48,7 @@ class LongItem:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     templated: bool = False
+    target: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -180,7 +181,7 @@ def _record(
         seed=0,
         prompt=_abridged(item.prompt),
         output=response.text,
-        target=item.metadata.get("target", ""),
+        target=item.target,
         extracted=None,
         score=scores[SCORE],
         chance=None,
