@@ -7,16 +7,17 @@ A family's module (``FAMILIES``) offers:
 - ``task_names() -> tuple[str, ...]``: all of them.
 - ``load(names, tokenizer, options, lengths) -> list[LongTask]``: the tasks with their items, for one tokenizer.
   Everything that can be missing or wrong raises a UserError there, before any model loads. ``options.data_dir`` is
-  settled; ``lengths`` (tokens) is for tasks that are made to measure.
+  settled; ``lengths`` (tokens) is for tasks that are made to measure, which make ``options.limit`` items of each.
 """
 
 import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distill_eval.errors import TaskError, did_you_mean
+from distill_eval.items import select_keys
 from distill_eval.protocols.prompts import Prompt, encode
 from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.records import LONG_CONTEXT, Record
@@ -24,7 +25,9 @@ from distill_eval.schema.requests import GREEDY, GenerateRequest, GenerateRespon
 from distill_eval.schema.run import RunOptions
 
 FAMILIES = {"ruler": "distill_eval.protocols.ruler", "longbench": "distill_eval.protocols.longbench"}
+MADE_TO_MEASURE = "ruler"  # the family whose items are made for the lengths asked for
 SCORE = "score"  # the headline among what ``LongTask.measure`` returns
+TARGET = "target"  # in an item's metadata
 KEPT_CHARACTERS = 2000  # of a long prompt's beginning and of its end, in a Record
 
 Fit = Callable[[list[int], int], list[int]]
@@ -37,7 +40,7 @@ class LongItem:
 
     ``length``: label of its length class, the subset in Records (``"4096"``, ``"4-8k"``). ``depth``: where in the
     prompt what must be found lies, in percent of its tokens (0 start, 100 end), one number a needle; empty where
-    there is no such place. ``target``: the answers as text.
+    there is no such place. ``metadata`` goes into the Record, ``"target"`` (the answers as text) as its target.
     """
 
     key: str
@@ -48,7 +51,6 @@ class LongItem:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     templated: bool = False
-    target: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -80,24 +82,29 @@ def expand_names(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def load_tasks(
-    names: Sequence[str], tokenizer: Any, options: RunOptions, lengths: Sequence[int]
-) -> list[LongTask]:
-    """Load the tasks of ``names`` (as ``expand_names`` returns them), in that order."""
-    loaded: dict[str, LongTask] = {}
-    for family in FAMILIES:
-        own = [name for name in names if family_of(name) == family]
-        if own:
-            tasks = _module(family).load(own, tokenizer, options, lengths)
-            loaded |= {task.name: task for task in tasks}
-    return [loaded[name] for name in names]
-
-
-def build_prompts(
-    task: LongTask,
-    items: Sequence[LongItem],
+    names: Sequence[str],
     tokenizer: Any,
-    max_length: int,
-) -> list[Prompt]:
+    options: RunOptions,
+    lengths: Sequence[int],
+    report: Callable[[str], None] = lambda _: None,
+) -> list[LongTask]:
+    """Load the tasks of ``names`` (as ``expand_names`` returns them); ``report`` hears what is being loaded.
+
+    Of a task over a data set ``options.limit`` items are drawn, the same ones for every checkpoint.
+    """
+    loaded = []
+    for name in names:
+        report(name)
+        loaded += _module(family_of(name)).load([name], tokenizer, options, lengths)
+    return [task if task.family == MADE_TO_MEASURE else _drawn(task, options) for task in loaded]
+
+
+def _drawn(task: LongTask, options: RunOptions) -> LongTask:
+    keys = select_keys((item.key for item in task.items), options.limit, options.limit_seed)
+    return replace(task, items=tuple(item for item in task.items if item.key in keys))
+
+
+def build_prompts(task: LongTask, items: Sequence[LongItem], tokenizer: Any, max_length: int) -> list[Prompt]:
     """Tokenise ``items`` of ``task`` and cut them to ``max_length`` tokens with their answers, if the task cuts."""
     prompts = []
     for item in items:
@@ -138,8 +145,8 @@ def score(
 
 
 def family_of(name: str) -> str:
-    """Return the family that a task (or group) belongs to by its name."""
-    return "longbench" if name.startswith("longbench") else "ruler"
+    """Return the family that a task (or group) belongs to by its name; RULER's have several."""
+    return next((family for family in FAMILIES if name.startswith(family)), "ruler")
 
 
 def _expand(name: str) -> tuple[str, ...]:
@@ -160,7 +167,7 @@ def _record(
     scores = {name: float(value) for name, value in task.measure(item.doc, response.text).items()}
     used = len(prompt.tokens) + len(response.tokens)
     metadata = {
-        **item.metadata,
+        **{name: text for name, text in item.metadata.items() if name != TARGET},
         **prompt.notes,
         "length": str(len(prompt.tokens)),
         "max_length": item.length,
@@ -181,7 +188,7 @@ def _record(
         seed=0,
         prompt=_abridged(item.prompt),
         output=response.text,
-        target=item.target,
+        target=item.metadata.get(TARGET, ""),
         extracted=None,
         score=scores[SCORE],
         chance=None,

@@ -4,22 +4,28 @@ lm-eval makes 500 samples a length when it loads a task, with whatever tokenizer
 random state as the lengths before left it. Here every length starts from the seeds of lm-eval's command line, the
 checkpoint's own tokenizer measures, and generation ends with the samples that are wanted: they are the first of the
 500 that lm-eval makes when it is given that one task and length.
+
+What was made is kept in the cache folder: for 128K tokens lm-eval's search for the right length takes a minute.
 """
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import io
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from distill_eval.content import default_cache_dir
 from distill_eval.data import ENVIRONMENT
-from distill_eval.errors import DataError, OptionError, TaskError, UserError
+from distill_eval.errors import DataError, OptionError, OutputError, TaskError, UserError
 from distill_eval.protocols.longcontext import SCORE, LongItem, LongTask
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
@@ -33,6 +39,13 @@ ESSAYS = "baber/paul_graham_essays"
 NUM_SAMPLES = 500  # lm-eval's, of each length
 # What makes the samples: one of these is in the module of every task's function.
 _MAKERS = ("generate_samples", "sys_vartrack_w_noise_random", "sys_word_pair_random", "sys_kwext")
+_WITH_ESSAYS = ("niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery")
+_NOT_KEPT = (
+    "ruler_fwe",
+    "ruler_qa_squad",
+    "ruler_qa_hotpot",
+)  # made in a moment, or of files that may change
+_REVISION = 1  # of what is kept; raise it when the same call makes other samples
 _MARGIN = 1.1  # samples of one size differ by a few tokens
 
 
@@ -50,9 +63,7 @@ def expand(name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def load(
-    names: Sequence[str], tokenizer: Any, options: RunOptions, lengths: Sequence[int]
-) -> list[LongTask]:
+def load(names: Sequence[str], tokenizer: Any, options: RunOptions, lengths: Sequence[int]) -> list[LongTask]:
     """Make ``options.limit`` items (None: lm-eval's 500) of each length in tokens, answers included, of each task.
 
     Raises DataError for essays, questions or NLTK data that are missing, OptionError for a length too short.
@@ -95,7 +106,7 @@ def _load(name: str, tokenizer: Any, options: RunOptions, lengths: Sequence[int]
     folder = Path(lm_eval.tasks.__file__).parent / "ruler"
     config = load_yaml(folder / f"{name.removeprefix('ruler_')}.yaml", resolve_func=True)
     make = config["custom_dataset"]
-    rows = [row for length in lengths for row in _make(name, make, length, tokenizer, options)]
+    rows = [row for length in lengths for row in _kept(name, make, length, tokenizer, options)]
     config["custom_dataset"] = lambda **_: {"test": datasets.Dataset.from_list(rows)}
     (engine,) = lm_eval.tasks.TaskManager(include_defaults=False).load([config])["tasks"].values()
     templated = options.apply_chat_template
@@ -107,22 +118,65 @@ def _load(name: str, tokenizer: Any, options: RunOptions, lengths: Sequence[int]
     return LongTask(name, "ruler", items, functools.partial(_measure, engine))
 
 
-def _make(
+def _kept(
     name: str, make: Callable[..., Any], length: int, tokenizer: Any, options: RunOptions
+) -> list[dict[str, Any]]:
+    """Return the samples from the cache folder, where as many lie there, or make and keep them."""
+    limit = NUM_SAMPLES if options.limit is None else options.limit
+    if name in _NOT_KEPT or not tokenizer.is_fast:
+        return _make(name, make, length, tokenizer, options.data_dir, limit)
+    essays = "\n".join(_essays(name, options.data_dir)["text"]) if name in _WITH_ESSAYS else ""
+    versions = [metadata.version(package) for package in ("lm_eval", "wonderwords", "nltk")]
+    identity = [
+        _REVISION,
+        name,
+        length,
+        *versions,
+        _digest(essays),
+        _digest(tokenizer.backend_tokenizer.to_str()),
+    ]
+    folder = (options.cache_dir or default_cache_dir()) / "longcontext"
+    path = folder / f"{name}-{length}-{_digest(json.dumps(identity))[:16]}.json.gz"
+    with contextlib.suppress(OSError, EOFError, ValueError, KeyError):  # damaged is as good as absent
+        found = json.loads(gzip.decompress(path.read_bytes()))
+        if found["asked"] >= limit:
+            return [row for row in found["rows"] if row["index"] < limit]
+    rows = _make(name, make, length, tokenizer, options.data_dir, limit)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(f".{os.getpid()}")
+        staged.write_bytes(
+            gzip.compress(json.dumps({"asked": limit, "rows": rows}).encode(), compresslevel=1)
+        )
+        staged.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"cache folder {folder}: cannot be written to ({error.strerror or error})"
+        ) from error
+    return rows
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _make(
+    name: str, make: Callable[..., Any], length: int, tokenizer: Any, data_dir: Path | None, limit: int
 ) -> list[dict[str, Any]]:
     from distill_eval.protocols.lmeval_data import one_line
     from distill_eval.protocols.lmeval_tasks import engine_seeds
 
     counted = functools.partial(tokenizer, verbose=False)  # no warning that a text is long
     _check_room(name, make.__globals__, counted, length)
-    limit = NUM_SAMPLES if options.limit is None else options.limit
     try:
-        with _steered(name, make, counted, limit, options.data_dir), engine_seeds():
+        with _steered(name, make, counted, limit, data_dir), engine_seeds():
             return list(make(max_seq_lengths=[length])["test"])
     except UserError:
         raise
-    except (ValueError, OSError) as error:  # what does not fit, and what cannot be fetched
-        raise DataError(f"task '{name}' at length {length}: {one_line(error)}") from error
+    except ValueError as error:  # nothing fits
+        raise OptionError(f"--lengths {length}: task '{name}': {one_line(error)}") from error
+    except OSError as error:  # questions that cannot be fetched
+        raise DataError(f"task '{name}': {one_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -148,7 +202,11 @@ def _steered(
     if "RNG" in own:  # which lm-eval leaves as the samples before left it
         changed["RNG"] = random.Random(42)
         changed["RNG"].shuffle(list(own["WORDS"]))
-    with mock.patch.dict(source, inner), mock.patch.dict(own, changed), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        mock.patch.dict(source, inner),
+        mock.patch.dict(own, changed),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         _forget_haystack(own)
         try:
             yield
@@ -204,7 +262,9 @@ def _check_room(name: str, own: Mapping[str, Any], tokenizer: Any, length: int) 
             smallest, _ = own["generate_input_output"](10, 1, 4)
             shown, _ = own["generate_input_output"](5, 1, 4, is_icl=True)
             if (count(shown) + 30) * _MARGIN > 500:
-                raise DataError(f"task '{name}': lm-eval's example of 500 tokens is too short for this tokenizer")
+                raise DataError(
+                    f"task '{name}': lm-eval's example of 500 tokens is too short for this tokenizer"
+                )
             least = 500 + count(smallest) + 30
         elif name == "ruler_cwe":
             example, smallest, words = own["generate_input_output"](10, length)
@@ -221,9 +281,9 @@ def _item(name: str, instance: Any, tokenizer: Any, templated: bool) -> LongItem
     doc, (text, settings) = instance.doc, instance.args
     assert not settings["do_sample"], settings
     length = str(doc["max_length"])
-    identity = json.dumps([doc["input"], doc["gen_prefix"], doc["outputs"]]).encode()
+    identity = json.dumps([doc["input"], doc["gen_prefix"], doc["outputs"]])
     return LongItem(
-        key=f"{name}/{length}/{hashlib.sha256(identity).hexdigest()[:16]}#{doc['index']}",
+        key=f"{name}/{length}/{_digest(identity)[:16]}#{doc['index']}",
         doc=doc,
         prompt=text,
         length=length,
@@ -231,8 +291,7 @@ def _item(name: str, instance: Any, tokenizer: Any, templated: bool) -> LongItem
         max_new_tokens=settings["max_gen_toks"],
         stop=tuple(settings["until"]),
         templated=templated,
-        target=", ".join(doc["outputs"]),
-        metadata={"lm_eval_task": name, "doc_id": str(instance.doc_id)},
+        metadata={"target": ", ".join(doc["outputs"]), "doc_id": str(instance.doc_id)},
     )
 
 
