@@ -109,7 +109,7 @@ def build_prompts(task: LongTask, items: Sequence[LongItem], tokenizer: Any, max
     prompts = []
     for item in items:
         (tokens,) = encode([item.prompt], tokenizer, item.templated)
-        notes = {"num_whole_tokens": str(len(tokens))}
+        notes: dict[str, str] = {}
         if task.fit is not None:
             kept = tuple(task.fit(list(tokens), max_length - item.max_new_tokens))
             if len(kept) < len(tokens):
