@@ -13,18 +13,25 @@ What differs from lm-eval: its ROUGE gives 0 when Python's recursion limit is me
 stops do; here the limit is raised while answers are scored.
 """
 
+import functools
 import importlib
 import importlib.util
+import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from distill_eval.errors import DataError, OptionError, TaskError, did_you_mean
+from distill_eval.items import identify
+from distill_eval.protocols.lmeval_engine import prompt_options
+from distill_eval.protocols.longcontext import LongItem, LongTask
 from distill_eval.schema.records import GENERATE_UNTIL
+from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import ItemKey, LoglikelihoodSpec, TaskSpec
 
 # lm_eval is imported inside functions: it takes seconds.
@@ -35,6 +42,8 @@ PAPER = tuple(
     PREFIX + name for name in ("dureader", "hotpotqa", "musique", "narrativeqa", "qmsum", "triviaqa")
 )
 """The paper's Table 20, in its order."""
+FAMILY = "longbench"
+ITEM_KEY = ItemKey(question=("context",), options=("question",))
 METRIC = "score"  # lm-eval's common name for the metric of each task
 # Few-shot and code tasks continue a text: the benchmark leaves chat templates out.
 PLAIN = frozenset(("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p"))
@@ -78,16 +87,76 @@ def task_spec(name: str) -> TaskSpec:
         category="long context",
         loglikelihood=None,
         generative=None,
+        cluster="question",  # several questions about one text are not independent
         language="zh" if base in CHINESE else "en",
         source_file=f"lm-eval's {name}",
         generate_until=LoglikelihoodSpec(
             tasks=(name,),
             dataset=DATASET,
             metric=METRIC,
-            item_key=ItemKey(question=("context", "question")),
+            item_key=ITEM_KEY,
             options={"config": {"output_type": GENERATE_UNTIL, "process_docs": _with_question}},
         ),
     )
+
+
+def load(names: Sequence[str], tokenizer: Any, options: RunOptions, lengths: Sequence[int]) -> list[LongTask]:
+    """Return LongBench tasks with their items, as ``protocols.longcontext`` says; ``lengths`` means nothing here.
+
+    With ``options.apply_chat_template`` prompts are rendered through the checkpoint's template, but those of few-shot
+    and code tasks, which get no system prompt either.
+    """
+    import_scorers()
+    from distill_eval.protocols.lmeval_model import ClientLM
+    from distill_eval.protocols.lmeval_tasks import quiet_engine
+
+    tasks = []
+    for name in names:
+        built = build(name, options.data_dir)
+        plain = _base(name) in PLAIN
+        templated = options.apply_chat_template and not plain
+        render = functools.partial(
+            built.engine.fewshot_context,
+            num_fewshot=0,
+            **prompt_options(templated, None if plain else options.system_prompt),
+            chat_template=ClientLM(None, tokenizer, options, name).apply_chat_template,
+        )
+        with quiet_engine():
+            items = _items(name, built, render, templated)
+        measure = functools.partial(score, built.engine, name)
+        tasks.append(LongTask(name, FAMILY, items, measure, functools.partial(_fit, name)))
+    return tasks
+
+
+def _items(
+    name: str, built: Any, render: Callable[[Mapping[str, Any]], str], templated: bool
+) -> tuple[LongItem, ...]:
+    task, seen = task_spec(name), Counter[str]()
+    settings = built.engine.config.generation_kwargs
+    items = []
+    for doc in built.docs:
+        item = identify(doc, ITEM_KEY, task, built.subset, seen)
+        items.append(
+            LongItem(
+                key=item.key,
+                doc=doc,
+                prompt=render(doc),
+                length=length_bucket(doc),
+                depth=(),
+                max_new_tokens=settings["max_gen_toks"],
+                stop=tuple(settings["until"]),
+                templated=templated,
+                metadata={"target": json.dumps(doc["answers"], ensure_ascii=False)},
+                cluster=item.cluster,
+            )
+        )
+    return tuple(items)
+
+
+def _fit(name: str, tokens: list[int], room: int) -> list[int]:
+    if room < 2 and room < len(tokens):
+        raise OptionError(f"task '{name}': its answers leave room for {room} tokens of the prompt; allow longer contexts")
+    return cut_middle(tokens, room)
 
 
 def build(name: str, data_dir: Path | None) -> Any:
@@ -132,16 +201,14 @@ def length_bucket(doc: Mapping[str, Any]) -> str:
     return next(label for below, label in BUCKETS if doc["length"] < below)
 
 
-def score(engine: Any, doc: Mapping[str, Any], output: str, where: str) -> dict[str, float]:
-    """Return lm-eval's metrics of one answer, each between 0 and 1; ``score`` is the headline one.
-
-    ``where`` names the item in the DataError for a document that lm-eval cannot score.
-    """
+def score(engine: Any, name: str, doc: Mapping[str, Any], output: str) -> dict[str, float]:
+    """Return lm-eval's metrics of one answer to task ``name``, each in 0 to 1; ``score`` is the headline one."""
     with _deep_recursion():
         try:
             values = engine.process_results(doc, [output])
         except Exception as error:  # a scorer meets what is missing from a row only here
-            raise DataError(f"{where}: lm-eval cannot score it ({type(error).__name__}: {error})") from error
+            row = doc.get("_id", "a row without _id")
+            raise DataError(f"task '{name}', {row}: lm-eval cannot score it ({one_line(error)})") from error
     return {name: float(value) for name, value in values.items()}
 
 
