@@ -31,7 +31,7 @@ from distill_eval.schema.requests import GenerateRequest, GenerateResponse, Scor
 from distill_eval.schema.run import RunOptions
 
 # Raised whenever a change of this package can move a number: it is part of every cache key.
-REVISION = 5
+REVISION = 6
 
 SCORE_ROWS = {"cpu": 1024, "cuda": 16384}  # inputs in a scoring batch, which is committed as one
 
@@ -60,6 +60,7 @@ class TransformersBackend:
         self._kind = self.device.partition(":")[0]
         self._batch_size = options.batch_size
         self._stop_loops = options.stop_loops
+        self._most_generated = None if options.beyond_positions else checkpoint.max_positions
         if self._stop_loops:
             self._notes.append(
                 f"{checkpoint.label}: a text that fell into a repetition loop was stopped there (--stop-loops)"
@@ -215,7 +216,7 @@ class TransformersBackend:
                 raise BackendError(f"{self._where()}: a generation needs a prompt and at least one new token")
         if requests:  # else nothing to load the model for
             refusals.check_generated_length(
-                self._where(), max(requests, key=decoding.generated_width), self.checkpoint.max_positions
+                self._where(), max(requests, key=decoding.generated_width), self._most_generated
             )
             self._check_vocabulary(max(max(request.prompt) for request in requests))
         remaining = set(range(len(requests)))
@@ -252,6 +253,7 @@ class TransformersBackend:
                 where=self._where(),
                 max_memory_gib=self._max_memory,
                 most_slots=self._batch_size,
+                chunked=self._ragged is not None,
             )
             if self._moves_others(decoding.generated_width(todo[wave[0]])):
                 budget = replace(budget, num_slots=1)

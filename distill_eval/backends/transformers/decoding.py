@@ -98,6 +98,7 @@ class Generation:
         self._model = model
         self._ending = ending
         self._read_tokens = budget.prefill_tokens
+        self._chunk_tokens = budget.chunk_tokens
         self._sampling = requests[wave[0]].sampling
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         # In the order of their prompts, so that those that share a header follow each other.
@@ -105,7 +106,9 @@ class Generation:
             self._row(index, requests[index])
             for index in sorted(wave, key=lambda index: (requests[index].prompt, index))
         )
-        prompts = sorted({requests[index].prompt[:-1] for index in wave} - {()})
+        # What is read in chunks shares nothing: its beginning lies in its own slot.
+        prompts = {requests[index].prompt for index in wave}
+        prompts = sorted({prompt[:-1] for prompt in prompts if not self._is_long(prompt)} - {()})
         headers = find_headers(prompts, 0)
         self._headers = HeaderStates(model, headers, budget.prefill_tokens)
         self._slots = make_slots(model, budget.num_slots, budget.capacity)
@@ -116,7 +119,7 @@ class Generation:
     def __iter__(self) -> Iterator[tuple[int, GenerateResponse]]:
         while self._queue or self._active:
             if self._wants_more():
-                yield from self._admit()
+                yield from self._admit_long() if self._is_long(self._queue[0].context) else self._admit()
             if self._active:
                 self._steps.append((list(self._active), self._stepper.launch(len(self._active))))
             while len(self._steps) > (self._stepper.lag if self._active else 0):
@@ -141,6 +144,8 @@ class Generation:
         rows, jobs, job_of, unread = [], [], {}, 0
         while self._queue and len(self._active) + len(rows) < self._slots.num_slots:
             context = self._queue[0].context
+            if self._is_long(context):
+                break
             if context not in job_of:
                 parent = self._headers.find(context)
                 own = context[0 if parent is None else parent.length :]
@@ -180,6 +185,24 @@ class Generation:
             )
             self._active += rows
         return finished
+
+    @torch.inference_mode()
+    def _admit_long(self) -> list[tuple[int, GenerateResponse]]:
+        """Read the next prompt alone, in chunks, and draw its first token."""
+        row, first = self._queue.popleft(), len(self._active)
+        logits = self._model.logits(self._slots.fill(row.context, self._chunk_tokens))
+        key, position = (torch.tensor([value], device=logits.device) for value in (row.key, len(row.tokens)))
+        tokens, margins = pick_tokens(logits, self._sampling, key, position)
+        response = self._accept(row, int(tokens), float(margins))
+        if response is not None:
+            self._slots.drop([first])
+            return [(row.index, response)]
+        self._stepper.insert(first, tokens=row.tokens[-1:], keys=[row.key], steps=[len(row.tokens)])
+        self._active.append(row)
+        return []
+
+    def _is_long(self, context: Sequence[int]) -> bool:
+        return len(context) > self._chunk_tokens
 
     @torch.inference_mode()
     def _collect(self, rows: list[_Row], step: Step) -> list[tuple[int, GenerateResponse]]:

@@ -40,6 +40,9 @@ SLOT_TOKENS = 64  # a slot's capacity is a multiple of this
 SAMPLING_COPIES = 3  # of a slot's logits while a token is drawn: scaled, sorted, with their noise
 CACHE_COPIES = 3  # of a scoring cache: of its beginnings, repeated for what follows, and while that grows it
 PREFILL_SHARE = 0.25  # of the memory for generation; the rest is for slots
+# Tokens of a long prompt that are read at once: enough to keep the device busy, few beside 128K.
+CHUNK_TOKENS = {"cpu": 1024, "cuda": 16384}
+LEAST_CHUNK = 256
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_LIST = Path("/proc/self/cgroup")
@@ -70,11 +73,13 @@ class CachedBudget:
 @dataclass(frozen=True, slots=True)
 class GenerationBudget:
     """``num_slots`` sequences decoded side by side, each of up to ``capacity`` tokens (prompt and new ones), filled by
-    prefills of up to ``prefill_tokens`` packed tokens."""
+    prefills of up to ``prefill_tokens`` packed tokens. A prompt of more than ``chunk_tokens`` is read alone, so many
+    tokens at a time."""
 
     num_slots: int
     capacity: int
     prefill_tokens: int
+    chunk_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,28 +208,39 @@ def plan_generation(
     where: str,
     max_memory_gib: float | None = None,
     most_slots: int | None = None,
+    chunked: bool = True,
 ) -> GenerationBudget:
     """Return how many sequences of up to ``longest`` tokens (prompt and new ones) to decode at once.
 
     Follows what is free now, with the loaded model's measured costs: results do not depend on it. ``most_slots`` is
-    ``--batch-size``. Raises BackendError, beginning with ``where``, if not even one sequence fits.
+    ``--batch-size``; ``chunked``: whether long prompts can be read in chunks. Raises BackendError, beginning with
+    ``where``, if not even one sequence fits.
     """
     capacity = math.ceil(longest / SLOT_TOKENS) * SLOT_TOKENS
     slot = costs.cache.of(capacity) + costs.per_token + (1 + SAMPLING_COPIES) * costs.per_logits
-    # A prefill's keys and values exist twice: as they are computed, and in their slots.
-    prompt = costs.pass_bytes(longest_prompt, width=longest_prompt) + costs.cache.of(longest_prompt)
     room = usable_memory(device, max_memory_gib)
+    chunk = CHUNK_TOKENS[_kind(device)] if chunked else longest_prompt
+    while chunked and chunk > LEAST_CHUNK and slot + _prompt_bytes(costs, longest_prompt, chunk) > room:
+        chunk //= 2
+    prompt = _prompt_bytes(costs, longest_prompt, chunk)
     if slot + prompt > room:
         what = f"to generate a text of {longest} tokens"
         raise not_enough_memory(where, what, slot + prompt, room, device, max_memory_gib)
-    slot_room = room - max(prompt, PREFILL_SHARE * room)
+    slot_room = room - (prompt if longest_prompt > chunk else max(prompt, PREFILL_SHARE * room))
     num_slots = min(num_requests, MOST_SLOTS[_kind(device)], most_slots or num_requests)
     while num_slots > 1 and num_slots * slot > slot_room:
         num_slots = _power_of_two(num_slots - 1)
     per_token = costs.per_token + costs.cache.of(PREFIX_TOKENS) / PREFIX_TOKENS
     prefill_tokens = _power_of_two((room - num_slots * slot) / max(1.0, per_token))
     prefill_tokens = min(prefill_tokens, MOST_TOKENS[_kind(device)])
-    return GenerationBudget(num_slots, capacity, max(prefill_tokens, longest_prompt))
+    return GenerationBudget(num_slots, capacity, max(prefill_tokens, min(longest_prompt, chunk)), chunk)
+
+
+def _prompt_bytes(costs: Costs, num_tokens: int, chunk: int) -> int:
+    """Return the bytes of reading one prompt, beside its slot: read whole, its keys and values exist a second time."""
+    if num_tokens <= chunk:
+        return costs.pass_bytes(num_tokens, width=num_tokens) + costs.cache.of(num_tokens)
+    return costs.pass_bytes(chunk, width=num_tokens) + costs.cache.per_sequence
 
 
 def check_weights_fit(costs: Costs, device: str, *, where: str, max_memory_gib: float | None = None) -> None:

@@ -123,7 +123,7 @@ class RaggedModel:
             positions += range(before, before + len(own))
             start += len(own)
         ids = torch.tensor([tokens, positions], device=self.device)
-        cache = Cache(layers=self._layers([parent for parent, _ in jobs]))
+        cache = Cache(layers=self.cache_layers([parent for parent, _ in jobs]))
         arguments = {}
         if self._takes_cu_seqlens:
             ends = [0] + [segment.end for segment in segments]
@@ -173,7 +173,7 @@ class RaggedModel:
             return 0
         return num_tokens * growth // len(self.attention_layers)
 
-    def _layers(self, parents: Sequence[Segment | None]) -> list[Any]:
+    def cache_layers(self, parents: Sequence[Segment | None]) -> list[Any]:
         """Return cache layers for one pass: attention's are never asked, the others hold their parents' states."""
         layers = list(DynamicCache(config=self.config).layers) if self.recurrent_layers else []
         for layer in self.attention_layers:

@@ -5,6 +5,7 @@ behind the others.
 """
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
+from distill_eval.backends.transformers.filling import FlashFilling, MaskedFilling
 from distill_eval.backends.transformers.ragged import (
     Bystander,
+    Plan,
     RaggedModel,
     Segment,
+    Strip,
     flash_attention,
     gather_states,
     uses_flash,
@@ -66,6 +70,32 @@ class Slots:
         self._longest += lengths
         self._parents += [segment.parent for segment in segments]
         self._group()
+
+    @torch.inference_mode()
+    def fill(self, tokens: Sequence[int], chunk: int) -> torch.Tensor:
+        """Read one sequence into the slot behind the active ones, ``chunk`` tokens a pass; it is active then.
+
+        Its keys and values are written where they stay. Returns what ``logits`` takes of its last place, [1, ...].
+        """
+        row, device = self.num_active, self.lengths.device
+        cache = Cache(layers=self.model.cache_layers([None]))
+        ids = torch.tensor([tokens], device=device)
+        positions = torch.arange(len(tokens), device=device)[None]
+        output = torch.empty(0)
+        for start in range(0, len(tokens), chunk):
+            part = slice(start, min(start + chunk, len(tokens)))
+            plan = self._filling(row, part)
+            output = self.model.forward(ids[:, part], positions[:, part], cache, plan, slice(-1, None))
+        strip = Strip(recurrent={layer: cache.layers[layer] for layer in self.model.recurrent_layers})
+        self.num_active += 1
+        for layer in self.model.recurrent_layers:
+            whole = Segment(strip, 0, len(tokens), 0, None, len(tokens))
+            self._insert_states(layer, slice(row, row + 1), [whole])
+        self.lengths[row] = self.positions[row] = len(tokens)
+        self._longest.append(len(tokens))
+        self._parents.append(None)
+        self._group()
+        return output[0]
 
     @torch.inference_mode()
     def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -144,6 +174,13 @@ class Slots:
         total[members] = total[members] * old + sums * new
         mixed[members] = mixed[members] * old + found * new
         peak[members] = both
+
+    def _filling(self, row: int, part: slice) -> Plan:
+        return MaskedFilling(functools.partial(self._row, row), part, self.lengths.device)
+
+    def _row(self, row: int, layer: int, key: torch.Tensor, value: torch.Tensor):
+        keys, values = self._held(layer, key, value)
+        return keys[row], values[row]
 
     def _prepare(self, count: int) -> None:
         self._longest = [length + 1 for length in self._longest]
@@ -257,6 +294,9 @@ class FlashSlots(Slots):
             scaling=scaling,
             used=(self.lengths[:count] + 1).int(),
         )[:, None]
+
+    def _filling(self, row: int, part: slice) -> Plan:
+        return FlashFilling(functools.partial(self._row, row), part, self.lengths.device)
 
     def _prepare(self, count: int) -> None:
         pass

@@ -166,7 +166,7 @@ def test_bytes_of_a_scoring_pass():
 
 
 def test_slots_follow_free_memory(machine: SimpleNamespace):
-    assert plan_generation(COSTS, "cpu", **WANTED) == GenerationBudget(32, 512, 2048)
+    assert plan_generation(COSTS, "cpu", **WANTED) == GenerationBudget(32, 512, 2048, 1024)
     assert plan_generation(COSTS, "cpu", **WANTED, most_slots=6).num_slots == 6
     assert plan_generation(COSTS, "cpu", **{**WANTED, "num_requests": 3}).num_slots == 3
     machine.available = 400 * MIB
@@ -176,6 +176,23 @@ def test_slots_follow_free_memory(machine: SimpleNamespace):
     taken = small.num_slots * COSTS.cache.of(512) + COSTS.pass_bytes(small.prefill_tokens)
     assert taken <= 340 * MIB
     assert plan_generation(COSTS, "cpu", **WANTED, max_memory_gib=1.1).num_slots < small.num_slots
+
+
+def test_long_prompts_are_read_in_chunks_that_fit(machine: SimpleNamespace):
+    long = {**WANTED, "longest": 131_200, "longest_prompt": 131_072}
+    plan = plan_generation(COSTS, "cpu", **long)
+    slot = COSTS.cache.of(131_200) + COSTS.per_token + 4 * COSTS.per_logits
+    assert plan.chunk_tokens == 1024
+    # Nothing but one chunk's pass is kept free beside the slots.
+    assert plan.num_slots == 1 << int((0.85 * 12 * GIB - COSTS.pass_bytes(1024)) / slot).bit_length() - 1
+    machine.available = int((slot + COSTS.pass_bytes(300)) / 0.85)
+    assert plan_generation(COSTS, "cpu", **long) == GenerationBudget(1, plan.capacity, 256, 256)
+    machine.available = int((slot + COSTS.pass_bytes(100)) / 0.85)
+    with pytest.raises(BackendError, match=r"to generate a text of 131200 tokens: it takes \d"):
+        plan_generation(COSTS, "cpu", **long)
+    machine.available = 24 * GIB
+    whole = plan_generation(COSTS, "cpu", **long, chunked=False)
+    assert whole.chunk_tokens == whole.prefill_tokens == 131_072
 
 
 def test_not_even_one_sequence(machine: SimpleNamespace):

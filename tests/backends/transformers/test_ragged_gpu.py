@@ -94,3 +94,22 @@ def test_refilled_slots_give_the_same_texts(make_backend: Callable[..., Any], sa
         same = [a == b for a, b in zip(one.tokens, other.tokens, strict=False)]
         if not all(same):  # in bfloat16 another batch rounds otherwise
             assert one.margins[same.index(False)] < 0.15
+
+
+@pytest.mark.parametrize("chunk", [64, 100, 1000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_filled_slots_step_as_those_read_at_once(kind: str, chunk: int):
+    read, _ = open_ragged(make(kind, torch.bfloat16))
+    assert read is not None
+    text = tuple(int(token) for token in torch.randint(3, 1000, (300,)))
+    (segment,), output = read.read([(None, text)], [299])
+    expected, slots = [read.logits(output)], make_slots(read, 2, 320)
+    slots.insert([segment])
+    got, others = [], make_slots(read, 2, 320)
+    got.append(read.logits(others.fill(text, chunk)))
+    for token in range(5, 9):
+        tokens = torch.tensor([token], device="cuda")
+        expected.append(slots.forward(tokens))
+        got.append(others.forward(tokens))
+    for one, other in zip(got, expected, strict=True):
+        assert (one - other).float().norm() < 0.03 * other.float().norm()
