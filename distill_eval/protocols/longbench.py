@@ -9,8 +9,9 @@ What differs from the benchmark's own script, ``pred.py``:
 - Where only the first line of an answer counts, it drops line breaks before that line; lm-eval stops at the first
   line break, so an answer that begins with one is empty. lm-eval is followed.
 
-What differs from lm-eval: its ROUGE gives 0 when Python's recursion limit is met, which long texts without full
-stops do; here the limit is raised while answers are scored.
+What differs from lm-eval: it cuts from the left, and puts a chat template around few-shot and code tasks too, which
+the benchmark does not; its ROUGE gives 0 when Python's recursion limit is met, as by long texts without full stops,
+while here the limit is raised.
 """
 
 import functools
@@ -106,7 +107,6 @@ def load(names: Sequence[str], tokenizer: Any, options: RunOptions, lengths: Seq
     With ``options.apply_chat_template`` prompts are rendered through the checkpoint's template, but those of few-shot
     and code tasks, which get no system prompt either.
     """
-    import_scorers()
     from distill_eval.protocols.lmeval_model import ClientLM
     from distill_eval.protocols.lmeval_tasks import quiet_engine
 
@@ -155,7 +155,9 @@ def _items(
 
 def _fit(name: str, tokens: list[int], room: int) -> list[int]:
     if room < 2 and room < len(tokens):
-        raise OptionError(f"task '{name}': its answers leave room for {room} tokens of the prompt; allow longer contexts")
+        raise OptionError(
+            f"task '{name}': its answers leave room for {room} tokens of the prompt; allow longer contexts"
+        )
     return cut_middle(tokens, room)
 
 
@@ -203,6 +205,8 @@ def length_bucket(doc: Mapping[str, Any]) -> str:
 
 def score(engine: Any, name: str, doc: Mapping[str, Any], output: str) -> dict[str, float]:
     """Return lm-eval's metrics of one answer to task ``name``, each in 0 to 1; ``score`` is the headline one."""
+    from distill_eval.protocols.lmeval_data import one_line
+
     with _deep_recursion():
         try:
             values = engine.process_results(doc, [output])

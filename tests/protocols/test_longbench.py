@@ -80,7 +80,7 @@ CLASSES = {"all_classes": ["Individual", "Group or organization", "Individual ti
 )
 def test_known_answers(mirror, task, answers, output, expected):
     scores = longbench.score(
-        engine_of(f"longbench_{task}", mirror), {"answers": answers, **CLASSES}, output, "item"
+        engine_of(f"longbench_{task}", mirror), task, {"answers": answers, **CLASSES}, output
     )
     assert scores["score"] == pytest.approx(expected, abs=1e-7)
     assert len(scores) == 2
@@ -91,14 +91,17 @@ def test_rouge_of_long_texts_without_full_stops(mirror):
     engine = engine_of("longbench_qmsum", mirror)
     output, doc = f"c {'a ' * 600}", {"answers": [f"c {'b ' * 600}".strip()]}
     # Two distinct words each, one of them common.
-    assert longbench.score(engine, doc, output, "item")["score"] == pytest.approx(0.5, abs=1e-7)
+    assert longbench.score(engine, "longbench_qmsum", doc, output)["score"] == pytest.approx(0.5, abs=1e-7)
     assert engine.process_results(doc, [output])["score"] == 0.0, "lm-eval alone meets the recursion limit"
 
 
 def test_what_cannot_be_scored_names_the_item(mirror):
     engine = engine_of("longbench_trec", mirror)
-    with pytest.raises(DataError, match=r"^item 7: lm-eval cannot score it \(TypeError: .*\)$"):
-        longbench.score(engine, {"answers": ["Individual"], "all_classes": None}, "x", "item 7")
+    doc = {"answers": ["Individual"], "all_classes": None, "_id": "row 7"}
+    with pytest.raises(
+        DataError, match=r"^task 'longbench_trec', row 7: lm-eval cannot score it \(TypeError: .*\)$"
+    ):
+        longbench.score(engine, "longbench_trec", doc, "x")
 
 
 def test_rows_as_the_benchmark_itself_has_them(tmp_path, mirror):

@@ -66,7 +66,7 @@ def test_every_task_scores_as_lm_eval_does(tmp_path):
             ((prompt, settings),) = sample["arguments"]
             assert built.engine.doc_to_text(doc) == prompt
             assert built.engine.config.generation_kwargs == settings
-            scores = longbench.score(built.engine, doc, output, name)
+            scores = longbench.score(built.engine, name, doc, output)
             assert scores == {metric: sample[metric] for metric in sample["metrics"]}
         mean = sum(sample["score"] for sample in samples) / len(samples)
         assert theirs["results"][name]["score,none"] == pytest.approx(mean)
