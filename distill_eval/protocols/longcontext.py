@@ -40,7 +40,8 @@ class LongItem:
 
     ``length``: label of its length class, the subset in Records (``"4096"``, ``"4-8k"``). ``depth``: where in the
     prompt what must be found lies, in percent of its tokens (0 start, 100 end), one number a needle; empty where
-    there is no such place. ``metadata`` goes into the Record, ``"target"`` (the answers as text) as its target.
+    there is no such place. ``cluster``: what items of one text share; empty where each has its own. ``metadata`` goes
+    into the Record, ``"target"`` (the answers as text) as its target.
     """
 
     key: str
@@ -52,6 +53,7 @@ class LongItem:
     stop: tuple[str, ...] = ()
     templated: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    cluster: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,7 @@ def _record(
         protocol=LONG_CONTEXT,
         item_key=item.key,
         subset=item.length,
-        cluster=item.key,
+        cluster=item.cluster or item.key,
         seed=0,
         prompt=_abridged(item.prompt),
         output=response.text,

@@ -91,7 +91,7 @@ def needle_starts(doc: Mapping[str, Any], text: str) -> tuple[int, ...]:
 
 def _sentence_start(text: str, value: str, prefix: str) -> int:
     # The same value may stand under another key as well.
-    sentences = re.finditer(rf"One of the special magic \w+ for (.{{1,80}}?) is: {re.escape(value)}\.", text)
+    sentences = re.finditer(rf"One of the special magic \w+ for ([^:]+) is: {re.escape(value)}\.", text)
     return next(found.start() for found in sentences if found[1] in prefix)
 
 
