@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_eval.errors import DataError, OptionError, TaskError, did_you_mean
-from distill_eval.items import identify, select_keys
+from distill_eval.items import identify
 from distill_eval.protocols.lmeval_engine import prompt_options
 from distill_eval.protocols.longcontext import LongItem, LongTask
 from distill_eval.schema.records import GENERATE_UNTIL
@@ -101,16 +101,9 @@ def task_spec(name: str) -> TaskSpec:
     )
 
 
-def load(
-    names: Sequence[str],
-    tokenizer: Any,
-    options: RunOptions,
-    lengths: Sequence[int],
-    report: Callable[[str], None],
-) -> list[LongTask]:
+def load(names: Sequence[str], tokenizer: Any, options: RunOptions, lengths: Sequence[int]) -> list[LongTask]:
     """Return LongBench tasks with their items, as ``protocols.longcontext`` says; ``lengths`` means nothing here.
 
-    ``options.limit`` items of each are drawn, the same ones for every checkpoint.
     With ``options.apply_chat_template`` prompts are rendered through the checkpoint's template, but those of few-shot
     and code tasks, which get no system prompt either.
     """
@@ -119,7 +112,6 @@ def load(
 
     tasks = []
     for name in names:
-        report(name)
         built = build(name, options.data_dir)
         plain = _base(name) in PLAIN
         templated = options.apply_chat_template and not plain
@@ -130,39 +122,35 @@ def load(
             chat_template=ClientLM(None, tokenizer, options, name).apply_chat_template,
         )
         with quiet_engine():
-            items = _items(name, built, render, templated, options)
+            items = _items(name, built, render, templated)
         measure = functools.partial(score, built.engine, name)
         tasks.append(LongTask(name, FAMILY, items, measure, functools.partial(_fit, name)))
     return tasks
 
 
 def _items(
-    name: str, built: Any, render: Callable[[Mapping[str, Any]], str], templated: bool, options: RunOptions
+    name: str, built: Any, render: Callable[[Mapping[str, Any]], str], templated: bool
 ) -> tuple[LongItem, ...]:
     task, seen = task_spec(name), Counter[str]()
-    found = {
-        item.key: (item, doc)
-        for doc in built.docs
-        for item in [identify(doc, ITEM_KEY, task, built.subset, seen)]
-    }
-    chosen = select_keys(found, options.limit, options.limit_seed)
     settings = built.engine.config.generation_kwargs
-    return tuple(
-        LongItem(
-            key=key,
-            doc=doc,
-            prompt=render(doc),
-            length=length_bucket(doc),
-            depth=(),
-            max_new_tokens=settings["max_gen_toks"],
-            stop=tuple(settings["until"]),
-            templated=templated,
-            metadata={"target": json.dumps(doc["answers"], ensure_ascii=False)},
-            cluster=item.cluster,
+    items = []
+    for doc in built.docs:
+        item = identify(doc, ITEM_KEY, task, built.subset, seen)
+        items.append(
+            LongItem(
+                key=item.key,
+                doc=doc,
+                prompt=render(doc),
+                length=length_bucket(doc),
+                depth=(),
+                max_new_tokens=settings["max_gen_toks"],
+                stop=tuple(settings["until"]),
+                templated=templated,
+                metadata={"target": json.dumps(doc["answers"], ensure_ascii=False)},
+                cluster=item.cluster,
+            )
         )
-        for key, (item, doc) in found.items()
-        if key in chosen
-    )
+    return tuple(items)
 
 
 def _fit(name: str, tokens: list[int], room: int) -> list[int]:
