@@ -1,7 +1,8 @@
 """Long-context records to accuracy by task and length, paired differences and accuracy by depth.
 
-0/1 scores get Wilson's interval, differences of them Tango's and McNemar's exact test; other scores a bootstrap over
-items and a permutation test. Holm's adjustment is over all tasks and lengths of a candidate.
+0/1 scores get Wilson's interval, differences of them Tango's and McNemar's exact test; other scores, and items that
+share a text, a bootstrap and a permutation test over clusters. Holm's adjustment is over all tasks and lengths of
+a candidate.
 """
 
 from collections import defaultdict
@@ -79,7 +80,7 @@ def _cell(key: _Key, records: Sequence[Record], seed: int) -> LongCell:
     tokens = [record.num_prompt_tokens for record in records]
     return LongCell(
         *key,
-        estimate=_mean(_scores(records), key, seed),
+        estimate=_mean(records, key, seed),
         num_beyond=sum("beyond_positions" in record.metadata for record in records),
         num_truncated=sum("truncated_tokens" in record.metadata for record in records),
         fewest_tokens=min(tokens),
@@ -88,20 +89,32 @@ def _cell(key: _Key, records: Sequence[Record], seed: int) -> LongCell:
 
 
 def _scores(records: Sequence[Record]) -> np.ndarray:
-    return np.array([np.nan if record.score is None else record.score for record in records])
+    return np.array([record.score for record in records], dtype=float)
 
 
-def _is_binary(values: np.ndarray) -> bool:
-    return bool(np.isin(values[np.isfinite(values)], (0.0, 1.0)).all())
+def _codes(records: Sequence[Record]) -> np.ndarray:
+    """Return cluster numbers [items]."""
+    return np.unique([record.cluster for record in records], return_inverse=True)[1]
 
 
-def _mean(values: np.ndarray, key: _Key, seed: int) -> Estimate:
-    return wilson_estimate(values) if _is_binary(values) else _bootstrap(values, (0.0, 1.0), key, seed)
+def _is_simple(codes: np.ndarray, *columns: np.ndarray) -> bool:
+    """Say whether columns [items] hold 0/1 scores of items that share nothing: score intervals apply."""
+    return len(np.unique(codes)) == len(codes) and all(
+        np.isin(column, (0.0, 1.0)).all() for column in columns
+    )
 
 
-def _bootstrap(values: np.ndarray, limits: tuple[float, float], key: _Key, seed: int) -> Estimate:
-    rng = task_generator(seed, "/".join(key[1:]))
-    (found,) = measure([values], np.arange(len(values)), [limits], rng)
+def _mean(records: Sequence[Record], key: _Key, seed: int) -> Estimate:
+    values, codes = _scores(records), _codes(records)
+    if _is_simple(codes, values):
+        return wilson_estimate(values)
+    return _bootstrap(values, codes, (0.0, 1.0), key, seed)
+
+
+def _bootstrap(
+    values: np.ndarray, codes: np.ndarray, limits: tuple[float, float], key: _Key, seed: int
+) -> Estimate:
+    (found,) = measure([values], codes, [limits], task_generator(seed, "/".join(key[1:])))
     assert found is not None
     return found.estimate
 
@@ -138,13 +151,14 @@ def _delta(key: _Key, records: Sequence[Record], reference: Sequence[Record], se
     if not both:
         return None
     own, other = (_scores(column) for column in zip(*both, strict=True))
-    difference = own - other
-    if _is_binary(own) and _is_binary(other):
+    difference, codes = own - other, _codes([record for record, _ in both])
+    if _is_simple(codes, own, other):
         p = mcnemar(int((difference > 0).sum()), int((difference < 0).sum()), exact=True)
         return LongDelta(*key, tango_estimate(own, other), "exact McNemar", p, p, 1, p <= LEVEL)
-    p, exact = permutation_test(difference, task_generator(seed, f"tests/{'/'.join(key)}"))
+    sums = np.bincount(codes, weights=difference)
+    p, exact = permutation_test(sums, task_generator(seed, f"tests/{'/'.join(key)}"))
     name = "permutation" if exact else "permutation (Monte Carlo)"
-    return LongDelta(*key, _bootstrap(difference, (-1.0, 1.0), key, seed), name, p, p, 1, p <= LEVEL)
+    return LongDelta(*key, _bootstrap(difference, codes, (-1.0, 1.0), key, seed), name, p, p, 1, p <= LEVEL)
 
 
 def _depths(key: _Key, records: Sequence[Record]) -> list[DepthCell]:
@@ -165,10 +179,8 @@ def _depths(key: _Key, records: Sequence[Record]) -> list[DepthCell]:
 def _needles(record: Record) -> list[tuple[float, float]]:
     """Return (depth, score) of each needle; one that was not scored by itself has the item's score."""
     depths = [float(text) for text in record.metadata.get("depth", "").split(",") if text]
-    if record.score is None:
-        return []
     return [
-        (depth, record.scores.get(f"needle_{number}", record.score))
+        (depth, record.scores.get(f"needle_{number}", record.scores["score"]))
         for number, depth in enumerate(depths, start=1)
     ]
 

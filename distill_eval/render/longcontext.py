@@ -6,8 +6,9 @@ import re
 import warnings
 
 from distill_eval.content import content_path
-from distill_eval.render.text import interval, number, one_line
+from distill_eval.render.text import number, one_line
 from distill_eval.schema.longcontext import ALL_LENGTHS, DepthCell, LongResults
+from distill_eval.schema.results import Estimate
 from distill_eval.schema.tables import Column, Table
 
 BEYOND, CUT = "*", "†"
@@ -69,7 +70,7 @@ def _accuracies(results: LongResults, label: str, shape: tuple[str, ...], tasks:
             counts.add(cell.estimate.num_items)
             beyond, cut = beyond + cell.num_beyond, cut + cell.num_truncated
             marks = BEYOND * bool(cell.num_beyond) + CUT * bool(cell.num_truncated)
-            row.append(f"{number(cell.estimate.value)}{marks} {interval(cell.estimate)}")
+            row.append(f"{number(cell.estimate.value)}{marks} {_interval(cell.estimate)}")
         rows.append(tuple(row))
     items = str(max(counts, default=0)) if len(counts) < 2 else f"{min(counts)} to {max(counts)}"
     notes = []
@@ -99,7 +100,7 @@ def _differences(results: LongResults, label: str, shape: tuple[str, ...], tasks
                 strong.add((len(rows), len(row)))
             tests |= {delta.test: None} if delta else {}
             row.append(
-                f"{number(delta.estimate.value, signed=True)} {interval(delta.estimate)}" if delta else ""
+                f"{number(delta.estimate.value, signed=True)} {_interval(delta.estimate)}" if delta else ""
             )
         rows += [tuple(row)] if any(row[1:]) else []
     return Table(
@@ -117,7 +118,6 @@ def _heat_map(results: LongResults, label: str, task: str, cells: list[DepthCell
     from matplotlib.figure import Figure
 
     lengths = [length for length in results.lengths[task] if results.cell(label, task, length)]
-    bins = round(100 / (cells[0].high - cells[0].low))
     finest = min(cells, key=lambda cell: cell.high - cell.low)
     bins = round(100 / (finest.high - finest.low))
     with style.context(content_path("reports/style.mplstyle")), warnings.catch_warnings():
@@ -195,6 +195,11 @@ def _frame(place: int, bins: int):
     return Rectangle(
         (place - 0.47, -0.47), 0.94, bins - 0.06, fill=False, linestyle="--", linewidth=1.6, edgecolor="C1"
     )
+
+
+def _interval(estimate: Estimate) -> str:
+    """Write an interval in whole percent: six lengths share a line."""
+    return f"[{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
 def _slug(label: str) -> str:
