@@ -1,6 +1,7 @@
 """``longcontext``: checkpoints x long-context tasks x lengths -> a run folder with tables and heat maps."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -81,6 +82,8 @@ def run_longcontext(
     _check_backend(checkpoints, tasks, lengths, options)
     pairs = [(each, options_for(each, checkpoints[0], options, template)) for each in checkpoints]
     loaded = _load(pairs, tasks, lengths, on_progress)
+    for (checkpoint, own), its_tasks in zip(pairs, loaded, strict=True):
+        _check_room(checkpoint, own, its_tasks)
     notes = difference_notes(checkpoints, template if options.apply_chat_template else "auto")
     store = ResponseStore(cache_dir / "responses.sqlite")
     try:
@@ -164,6 +167,23 @@ def _load(
     return loaded
 
 
+def _room(checkpoint: Checkpoint, options: RunOptions) -> int:
+    """Return the most tokens, answers included, of prompts that are cut to fit."""
+    known = [most for most in (checkpoint.max_positions, options.max_length) if most is not None]
+    return min(known, default=sys.maxsize)
+
+
+def _check_room(checkpoint: Checkpoint, options: RunOptions, tasks: Sequence[LongTask]) -> None:
+    for task in tasks:
+        answer = max(item.max_new_tokens for item in task.items)
+        if task.fit is not None and _room(checkpoint, options) < answer + 2:
+            limit = f"--max-length {options.max_length}" if options.max_length else f"'{checkpoint.label}'"
+            raise OptionError(
+                f"task '{task.name}': answers of {answer} tokens leave no room for a prompt in the "
+                f"{_room(checkpoint, options)} tokens of {limit}; leave the task out or allow more"
+            )
+
+
 def _run(
     checkpoint: Checkpoint,
     options: RunOptions,
@@ -189,7 +209,7 @@ def _run(
             for length in task.lengths:
                 start = time.perf_counter()
                 items = [item for item in task.items if item.length == length]
-                prompts = longcontext.build_prompts(task, items, tokenizer, client.max_length)
+                prompts = longcontext.build_prompts(task, items, tokenizer, _room(checkpoint, options))
                 requests = longcontext.build_requests(items, prompts)
                 responses = client.generate(requests, label=f"{task.name} {length}")
                 run.records += longcontext.score(task, items, prompts, responses, checkpoint)

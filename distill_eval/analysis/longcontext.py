@@ -11,10 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from distill_eval.analysis.estimates import measure, tango_estimate, wilson_estimate
+from distill_eval.analysis.estimates import (
+    Measured,
+    average_estimate,
+    measure,
+    tango_estimate,
+    wilson_estimate,
+)
 from distill_eval.analysis.resampling import task_generator
 from distill_eval.analysis.significance import LEVEL, holm, mcnemar, permutation_test
-from distill_eval.schema.longcontext import ALL_LENGTHS, DepthCell, LongCell, LongDelta, LongResults
+from distill_eval.schema.longcontext import ALL_LENGTHS, AVERAGE, DepthCell, LongCell, LongDelta, LongResults
 from distill_eval.schema.records import Record
 from distill_eval.schema.results import Estimate
 
@@ -57,6 +63,12 @@ def summarize(
         if groups.get((label, task, length))
     ]
     cells = [_cell(key, groups[key], seed) for key in order]
+    classed = [task for task, labels in found.items() if ALL_LENGTHS in labels]
+    if len(classed) > 1:
+        found[AVERAGE] = (ALL_LENGTHS,)
+        cells += [
+            _average([(label, task, ALL_LENGTHS) for task in classed], groups, seed) for label in checkpoints
+        ]
     deltas, unpaired = _deltas(order, groups, checkpoints, seed)
     return LongResults(
         checkpoints=tuple(checkpoints),
@@ -76,11 +88,21 @@ def _first_number(label: str) -> float:
     return float(digits) if digits.isdigit() else np.inf
 
 
+def _average(keys: Sequence[_Key], groups: Mapping[_Key, Sequence[Record]], seed: int) -> LongCell:
+    parts = [_measured(_scores(groups[key]), _codes(groups[key]), (0.0, 1.0), key, seed) for key in keys]
+    records = [record for key in keys for record in groups[key]]
+    return _summary((keys[0][0], AVERAGE, ALL_LENGTHS), records, average_estimate(parts))
+
+
 def _cell(key: _Key, records: Sequence[Record], seed: int) -> LongCell:
+    return _summary(key, records, _mean(records, key, seed))
+
+
+def _summary(key: _Key, records: Sequence[Record], estimate: Estimate) -> LongCell:
     tokens = [record.num_prompt_tokens for record in records]
     return LongCell(
         *key,
-        estimate=_mean(records, key, seed),
+        estimate=estimate,
         num_beyond=sum("beyond_positions" in record.metadata for record in records),
         num_truncated=sum("truncated_tokens" in record.metadata for record in records),
         fewest_tokens=min(tokens),
@@ -108,15 +130,15 @@ def _mean(records: Sequence[Record], key: _Key, seed: int) -> Estimate:
     values, codes = _scores(records), _codes(records)
     if _is_simple(codes, values):
         return wilson_estimate(values)
-    return _bootstrap(values, codes, (0.0, 1.0), key, seed)
+    return _measured(values, codes, (0.0, 1.0), key, seed).estimate
 
 
-def _bootstrap(
+def _measured(
     values: np.ndarray, codes: np.ndarray, limits: tuple[float, float], key: _Key, seed: int
-) -> Estimate:
+) -> Measured:
     (found,) = measure([values], codes, [limits], task_generator(seed, "/".join(key[1:])))
     assert found is not None
-    return found.estimate
+    return found
 
 
 def _deltas(
@@ -158,7 +180,9 @@ def _delta(key: _Key, records: Sequence[Record], reference: Sequence[Record], se
     sums = np.bincount(codes, weights=difference)
     p, exact = permutation_test(sums, task_generator(seed, f"tests/{'/'.join(key)}"))
     name = "permutation" if exact else "permutation (Monte Carlo)"
-    return LongDelta(*key, _bootstrap(difference, codes, (-1.0, 1.0), key, seed), name, p, p, 1, p <= LEVEL)
+    return LongDelta(
+        *key, _measured(difference, codes, (-1.0, 1.0), key, seed).estimate, name, p, p, 1, p <= LEVEL
+    )
 
 
 def _depths(key: _Key, records: Sequence[Record]) -> list[DepthCell]:

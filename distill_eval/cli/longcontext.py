@@ -77,6 +77,15 @@ def longcontext_command(
             "Items of each RULER task at each length (the paper: 500), or of each LongBench task.", WHAT
         ),
     ] = 100,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens, answers included, to which LongBench's prompts are cut. Default: its positions.",
+            rich_help_panel=WHAT,
+            show_default=False,
+            min=1,
+        ),
+    ] = None,
     apply_chat_template: Annotated[
         bool,
         typer.Option(
@@ -138,6 +147,7 @@ def longcontext_command(
         raise OptionError(f"--tasks is empty; give names separated by commas, as in {TASKS}")
     options = RunOptions(
         limit=limit,
+        max_length=max_length,
         apply_chat_template=apply_chat_template,
         backend=backend,
         device=device,

@@ -124,7 +124,7 @@ def load(names: Sequence[str], tokenizer: Any, options: RunOptions, lengths: Seq
         with quiet_engine():
             items = _items(name, built, render, templated)
         measure = functools.partial(score, built.engine, name)
-        tasks.append(LongTask(name, FAMILY, items, measure, functools.partial(_fit, name)))
+        tasks.append(LongTask(name, FAMILY, items, measure, cut_middle))
     return tasks
 
 
@@ -151,14 +151,6 @@ def _items(
             )
         )
     return tuple(items)
-
-
-def _fit(name: str, tokens: list[int], room: int) -> list[int]:
-    if room < 2 and room < len(tokens):
-        raise OptionError(
-            f"task '{name}': its answers leave room for {room} tokens of the prompt; allow longer contexts"
-        )
-    return cut_middle(tokens, room)
 
 
 def build(name: str, data_dir: Path | None) -> Any:

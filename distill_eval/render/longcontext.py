@@ -7,7 +7,7 @@ import warnings
 
 from distill_eval.content import content_path
 from distill_eval.render.text import number, one_line
-from distill_eval.schema.longcontext import ALL_LENGTHS, DepthCell, LongResults
+from distill_eval.schema.longcontext import ALL_LENGTHS, AVERAGE, DepthCell, LongResults
 from distill_eval.schema.results import Estimate
 from distill_eval.schema.tables import Column, Table
 
@@ -67,7 +67,8 @@ def _accuracies(results: LongResults, label: str, shape: tuple[str, ...], tasks:
             if cell is None:
                 row.append("")
                 continue
-            counts.add(cell.estimate.num_items)
+            if task != AVERAGE:
+                counts.add(cell.estimate.num_items)
             beyond, cut = beyond + cell.num_beyond, cut + cell.num_truncated
             marks = BEYOND * bool(cell.num_beyond) + CUT * bool(cell.num_truncated)
             row.append(f"{number(cell.estimate.value)}{marks} {_interval(cell.estimate)}")
@@ -79,7 +80,9 @@ def _accuracies(results: LongResults, label: str, shape: tuple[str, ...], tasks:
             f"{BEYOND} holds texts of more tokens than the {results.max_positions[label]} positions of {label}"
         )
     if cut:
-        notes.append(f"{CUT} holds prompts that were cut in the middle to what {label} has positions for")
+        notes.append(
+            f"{CUT} holds prompts that were cut in the middle, to the positions of {label} or to --max-length"
+        )
     return Table(
         name=f"longcontext-{_slug(label)}-{_slug(tasks[0])}",
         title=f"{one_line(label)}: score in percent [95% interval] by tokens, {items} items a cell",

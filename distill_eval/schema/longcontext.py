@@ -6,6 +6,8 @@ from distill_eval.schema.results import Estimate
 
 ALL_LENGTHS = "all"
 """Length of a cell over all items of a task whose lengths are classes of one data set."""
+AVERAGE = "average"
+"""Task of a cell that averages such tasks, each weighing the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """``longcontext --tasks longbench`` from files to tables, over a tiny model: resumed, cut, scored as by lm-eval."""
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,13 @@ from tests.protocols.made_longbench import row, write_mirror
 
 pytest.importorskip("jieba", reason="LongBench's scorers: pip install 'distill-eval[longbench]'")
 
-POSITIONS, ITEMS = 800, 3
+POSITIONS, SIZES = 800, (1, 40, 200)
+ITEMS = len(SIZES)
 
 
-@pytest.fixture(scope="module")
-def mirror(tmp_path_factory):
-    sizes = (1, 40, 200)
+def made_rows():
     bases = [name.removeprefix("longbench_") for name in PAPER]
-    rows = {base: [row(base, index, size) for index, size in enumerate(sizes)] for base in bases}
-    return write_mirror(tmp_path_factory.mktemp("longbench"), rows)
+    return {base: [row(base, index, size) for index, size in enumerate(SIZES)] for base in bases}
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +30,30 @@ def folder(tiny_model_folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, mirror, folder):
-    """The six tasks run at once: the run and its folder of records."""
-    return run(tmp_path_factory.mktemp("whole"), mirror, folder)
+def answered(tmp_path_factory, folder):
+    """A mirror, and a cache with what the model answers.
+
+    Of some rows the right answers are what the model says: random weights would score 0 throughout.
+    """
+    place, rows = tmp_path_factory.mktemp("before"), made_rows()
+    before = run(place, write_mirror(place / "mirror", rows), folder)
+    records = iter(load_run(before.folder)[0])
+    for entries in rows.values():
+        said = [next(records).output for _ in entries]
+        entries[0]["answers"] = [said[0]]
+        entries[1]["answers"] = ["no", f"{said[1][: len(said[1]) // 2]} no"]
+    return write_mirror(tmp_path_factory.mktemp("longbench"), rows), place / "cache"
+
+
+@pytest.fixture(scope="module")
+def mirror(answered):
+    return answered[0]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, answered, folder):
+    """The six tasks run at once."""
+    return run(tmp_path_factory.mktemp("whole"), answered[0], folder, cache=answered[1])
 
 
 def run(place: Path, mirror: Path, folder: Path, cache: Path | None = None, **more):
@@ -47,10 +65,7 @@ def test_a_killed_run_goes_on(whole, tmp_path, mirror, folder):
     class Killed(Exception):
         pass
 
-    seen = Counter()
-
     def kill(label, stage, task, done, total):
-        seen[task.partition(" ")[0]] = done
         if stage == LONG_CONTEXT and task.startswith("longbench_musique") and done == 2:
             raise Killed
 
@@ -64,6 +79,30 @@ def test_a_killed_run_goes_on(whole, tmp_path, mirror, folder):
     assert counts["generate_cached"] + counts["generate_computed"] == len(records) == len(PAPER) * ITEMS
     assert records == load_run(whole.folder)[0]
     assert again.results.cells == whole.results.cells
+
+
+def test_the_table_is_in_points_and_has_the_papers_average(whole):
+    cells = {cell.task: cell for cell in whole.results.cells if cell.length == "all"}
+    values = [cells[name].estimate.value for name in PAPER]
+    average = cells["average"].estimate
+    assert average.value == pytest.approx(sum(values) / len(PAPER))
+    assert 0 <= average.low < average.value < average.high <= 1
+    assert average.num_items == ITEMS * len(PAPER)
+    lines = (whole.folder / "longcontext.md").read_text().splitlines()
+    assert any("3 items a cell" in line for line in lines)
+    (row,) = (line for line in lines if "average" in line)
+    assert f"{100 * average.value:.1f}" in row
+
+
+def test_a_lower_limit_cuts_more(whole, tmp_path, mirror, folder):
+    options = RunOptions(data_dir=mirror, cache_dir=tmp_path, device="cpu", limit=None, max_length=200)
+    done = run_longcontext([f"tiny={folder}"], ["longbench_musique"], None, options, tmp_path / "run")
+    records = load_run(done.folder)[0]
+    assert max(record.num_prompt_tokens for record in records) == 200 - 32
+    before = [record for record in load_run(whole.folder)[0] if record.task == "longbench_musique"]
+    for record, other in zip(records, before, strict=True):
+        cut, less = (int(one.metadata.get("truncated_tokens", 0)) for one in (record, other))
+        assert record.num_prompt_tokens + cut == other.num_prompt_tokens + less
 
 
 def test_prompts_and_answers_fit_the_positions(whole):
@@ -131,6 +170,22 @@ def test_missing_data_stop_the_command_before_a_model_is_loaded(tmp_path, folder
     assert f"task 'longbench_dureader': dataset '{longbench.DATASET}'" in line
     assert f"is not in {tmp_path / 'empty'}" in line
     assert "distill-eval prefetch" in line
+
+
+@pytest.mark.parametrize(("positions", "options"), [(513, []), (800, ["--max-length", 513])])
+def test_an_answer_that_leaves_no_room_for_the_prompt(
+    tmp_path, tiny_model_folder, mirror, command, monkeypatch, positions, options
+):
+    monkeypatch.setattr("distill_eval.longcontext.open_backend", lambda *_: pytest.fail("a model was opened"))
+    small = tiny_model_folder("small", max_positions=positions)
+    places = ["--data-dir", mirror, "--out", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
+    done = command("longcontext", f"small={small}", "--tasks", "longbench_qmsum", *options, *places)
+    limit = "--max-length 513" if options else "'small'"
+    assert done.code == 2
+    assert done.error_lines[-1] == (
+        "error: task 'longbench_qmsum': answers of 512 tokens leave no room for a prompt in the 513 tokens of "
+        f"{limit}; leave the task out or allow more"
+    )
 
 
 def test_prefetch_takes_longbench_beside_other_tasks(tmp_path, command, monkeypatch):
