@@ -26,7 +26,7 @@ def chinese(index: int, sentences: int) -> str:
 def row(task: str, index: int, sentences: int) -> dict[str, Any]:
     """Return one row; ``sentences`` sets how long its context is."""
     answers, question, classes = [PEOPLE[index % 4], PEOPLE[index % 4].split()[0]], "Who kept bees?", None
-    context = story(index, sentences)
+    context = story(index + sum(map(ord, task)), sentences)  # tasks share prompts, not texts
     if task == "dureader":
         context, question = chinese(index, sentences), "老王在哪里种树？"
         answers = ["老王在河边的小镇上种树", "河边"]
