@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_eval.errors import OptionError, OutputError, StoreError, did_you_mean
+from distill_eval.schema.longcontext import LongResults
 from distill_eval.schema.records import Record
 from distill_eval.schema.results import Results
 
@@ -61,7 +62,7 @@ def write_run(
     folder: Path,
     *,
     records: Sequence[Record],
-    results: Results,
+    results: Results | LongResults,
     provenance: Mapping[str, Any],
     files: Mapping[str, bytes] | None = None,
 ) -> None:

@@ -48,6 +48,10 @@ def load_stored(name: str) -> StoredRun:
     """
     label, folder = split_label(name)
     records, results, provenance = load_run(folder)
+    if "kind" in results:
+        raise StoreError(
+            f"run folder {folder}: a run of `distill-eval {results['kind']}`, which cannot be read here"
+        )
     checkpoints = tuple(results.get("checkpoints", ()))
     if not checkpoints:
         raise StoreError(f"run folder {folder}: results.json names no checkpoints")

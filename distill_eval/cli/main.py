@@ -8,6 +8,7 @@ COMMANDS = {
     "export": "distill_eval.cli.interchange:export_command",
     "gate": "distill_eval.cli.gate:gate_command",
     "import": "distill_eval.cli.interchange:import_command",
+    "longcontext": "distill_eval.cli.longcontext:longcontext_command",
     "prefetch": "distill_eval.cli.prefetch:prefetch_command",
     "probe": "distill_eval.cli.probe:probe_command",
     "profile": "distill_eval.cli.profile:profile_command",

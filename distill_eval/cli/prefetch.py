@@ -1,15 +1,26 @@
 """``distill-eval prefetch SUITE DIR``: everything a suite reads, in one folder that needs no network."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from distill_eval.cli.options import TasksDir, split_names
 
+if TYPE_CHECKING:
+    from distill_eval.schema.tasks import TaskSpec
+
+LONGBENCH = "longbench"
+
 
 def prefetch_command(
-    suite: Annotated[str, typer.Argument(help="Suite to fetch, or task names joined by commas.")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="Suite (also longbench, longbench_all, longbench_e), or task names joined by commas."
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(help="Mirror to write or to complete.")],
     tasks_dir: TasksDir = None,
 ) -> None:
@@ -17,14 +28,9 @@ def prefetch_command(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from distill_eval.catalog import load_catalog, select_tasks
     from distill_eval.prefetch import prefetch
 
-    catalog = load_catalog(tasks_dir or ())
-    if suite in catalog.suites or ("," not in suite and suite not in catalog.tasks):
-        tasks = select_tasks(catalog, suite=suite)
-    else:
-        tasks = select_tasks(catalog, names=split_names(suite))
+    tasks = _tasks(suite, tasks_dir)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console) as progress:
@@ -45,4 +51,25 @@ def prefetch_command(
     typer.echo(
         f"{len(manifest['datasets'])} data sets, {len(rows)} files, {sum(rows):,} rows in {folder}; "
         f"use it with --data-dir {folder}"
+    )
+
+
+def _tasks(suite: str, tasks_dir: Sequence[Path] | None) -> "list[TaskSpec]":
+    from distill_eval.catalog import load_catalog, select_tasks
+
+    catalog = load_catalog(tasks_dir or ())
+    if suite in catalog.suites:
+        return list(select_tasks(catalog, suite=suite))
+    names = split_names(suite)
+    rest = [name for name in names if not name.startswith(LONGBENCH)]
+    tasks: list[TaskSpec] = []
+    if len(rest) < len(names):
+        from distill_eval.protocols.longbench import expand, task_spec
+
+        tasks = [task_spec(task) for name in names if name not in rest for task in expand(name)]
+    if tasks and not rest:
+        return tasks
+    one_suite = not tasks and len(rest) == 1 and rest[0] not in catalog.tasks
+    return tasks + list(
+        select_tasks(catalog, suite=suite) if one_suite else select_tasks(catalog, names=rest)
     )

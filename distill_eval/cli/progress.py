@@ -10,6 +10,7 @@ STAGES = {
     "generative": "generation",
     "letters": "letters",
     "generate_until": "lm-eval generation",
+    "longcontext": "long context",
     "scoring": "scoring answers",
 }
 

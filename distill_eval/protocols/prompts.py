@@ -74,7 +74,9 @@ def encode(texts: Sequence[str], tokenizer: Any, templated: bool) -> list[tuple[
 
     A template writes its own special tokens; plain text gets those the tokenizer adds.
     """
-    return [tuple(ids) for ids in tokenizer(list(texts), add_special_tokens=not templated)["input_ids"]]
+    # verbose=False: whether a text is too long is found out elsewhere.
+    ids = tokenizer(list(texts), add_special_tokens=not templated, verbose=False)["input_ids"]
+    return [tuple(row) for row in ids]
 
 
 def fitted(

@@ -9,6 +9,7 @@ LETTERS = "letters"  # EvalScope's prompt, the options' letters ranked by log-li
 GENERATE_UNTIL = "generate_until"  # generation by lm-eval's prompt and scorer
 ARMS = (LETTERS, GENERATE_UNTIL)
 """Bridging arms: what lies between the two protocols, so that a gap can be taken apart."""
+LONG_CONTEXT = "longcontext"  # generation from long prompts by lm-eval's RULER and LongBench tasks
 UNKNOWN_TOKENS = -1
 
 

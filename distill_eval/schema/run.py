@@ -18,7 +18,9 @@ class RunOptions:
     to the backend's engine.
     ``arms``: bridging arms (schema/records.py) to run on the tasks that have them. ``max_memory_gib``: most memory of
     the device, weights included (None: what is free). ``stop_loops``: end a generation that has fallen into a
-    repetition loop (transformers backend).
+    repetition loop (transformers backend). ``beyond_positions``: generate after prompts that are longer than what
+    the checkpoint has positions for (transformers backend). ``max_length``: most tokens, answers included, to which
+    LongBench's prompts are cut (None: the checkpoint's positions).
     """
 
     limit: int | None = None
@@ -28,6 +30,8 @@ class RunOptions:
     sampling: Sampling = field(default_factory=Sampling)
     max_new_tokens: int = 1024
     stop_loops: bool = False
+    beyond_positions: bool = False
+    max_length: int | None = None
     apply_chat_template: bool = False
     system_prompt: str | None = None
     chat_template: str | None = None

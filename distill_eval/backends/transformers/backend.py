@@ -60,6 +60,7 @@ class TransformersBackend:
         self._kind = self.device.partition(":")[0]
         self._batch_size = options.batch_size
         self._stop_loops = options.stop_loops
+        self._most_generated = None if options.beyond_positions else checkpoint.max_positions
         if self._stop_loops:
             self._notes.append(
                 f"{checkpoint.label}: a text that fell into a repetition loop was stopped there (--stop-loops)"
@@ -215,7 +216,7 @@ class TransformersBackend:
                 raise BackendError(f"{self._where()}: a generation needs a prompt and at least one new token")
         if requests:  # else nothing to load the model for
             refusals.check_generated_length(
-                self._where(), max(requests, key=decoding.generated_width), self.checkpoint.max_positions
+                self._where(), max(requests, key=decoding.generated_width), self._most_generated
             )
             self._check_vocabulary(max(max(request.prompt) for request in requests))
         remaining = set(range(len(requests)))
