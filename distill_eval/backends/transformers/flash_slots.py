@@ -17,6 +17,9 @@ from distill_eval.backends.transformers.ragged import (
 )
 from distill_eval.backends.transformers.slots import Slots
 
+# Tokens of a slot from which on a step is reading keys and values, and little else.
+LONG_CAPACITY = 8192
+
 
 def make_slots(model: RaggedModel, num_slots: int, capacity: int) -> Slots:
     """Return ``num_slots`` empty slots for contexts of up to ``capacity`` tokens."""
@@ -34,6 +37,7 @@ class FlashSlots(Slots):
         super().__init__(model, num_slots, capacity)
         self._ends = torch.arange(num_slots + 1, dtype=torch.int32, device=model.device)
         self._positions = getattr(model.config, "max_position_embeddings", None) or capacity
+        self._processors = torch.cuda.get_device_properties(model.device).multi_processor_count
         self._static: dict[tuple[int, str], torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -55,18 +59,28 @@ class FlashSlots(Slots):
         keys, values = self._held(layer, key, value)
         keys[rows, self.lengths[:count]] = key[:, :, 0]
         values[rows, self.lengths[:count]] = value[:, :, 0]
+        # Long contexts: more blocks than the device runs at once would go by in slow waves.
+        at_once = count if self.capacity < LONG_CAPACITY else max(1, self._processors // key.shape[1])
+        parts = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+        mixed = [
+            self._attend_part(query[part, :, 0], keys[part], values[part], part, scaling) for part in parts
+        ]
+        return (mixed[0] if len(parts) == 1 else torch.cat(mixed))[:, None]
+
+    def _attend_part(self, query, keys, values, part: slice, scaling) -> torch.Tensor:
+        ends = self._ends[: part.stop - part.start + 1]
         return flash_attention(
-            query[:, :, 0],
+            query,
             keys.flatten(0, 1),
             values.flatten(0, 1),
-            self._ends[: count + 1],
-            self._ends[: count + 1] * self.capacity,
+            ends,
+            ends * self.capacity,
             1,
             self.capacity,
             causal=False,
             scaling=scaling,
-            used=(self.lengths[:count] + 1).int(),
-        )[:, None]
+            used=(self.lengths[part] + 1).int(),
+        )
 
     def _filling(self, row: int, part: slice) -> Plan:
         return FlashFilling(functools.partial(self._row, row), part, self.lengths.device)
