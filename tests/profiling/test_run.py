@@ -96,7 +96,7 @@ def test_a_process_that_ends_ends_a_point(
 ) -> None:
     """From batch 3 on the engine's process ends: by force, with an error, or by asking torch for too much."""
     ends("batch 3", does)
-    profile = run_profile([target], options(128, throughput=(64,)))
+    profile = run_profile([target], options(128, throughput=(64,), max_memory_gib=2))
     [found] = profile.checkpoints
     assert statuses(found.points) == {128: OK}
     [search] = found.searches
