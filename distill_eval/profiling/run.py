@@ -12,6 +12,7 @@ from distill_eval import provenance
 from distill_eval.checkpoints.folder import max_positions
 from distill_eval.errors import BackendError, ConfigError, OptionError, did_you_mean
 from distill_eval.profiling import storing
+from distill_eval.profiling.accuracies import read_accuracies
 from distill_eval.profiling.devices import Device, find_device
 from distill_eval.profiling.isolation import Ended, run_child
 from distill_eval.profiling.machine import device_notes
@@ -70,7 +71,7 @@ def run_profile(
     can mend; what was measured until then is kept.
     """
     check(targets, options)
-    accuracies = None if accuracy is None else storing.read_accuracies(accuracy, targets)
+    accuracies = None if accuracy is None else read_accuracies(accuracy, targets)
     stamp = provenance.stamp()
     asked = Profile(options, tuple(CheckpointProfile(target, None) for target in targets), "", stamp)
     with contextlib.ExitStack() as stack:

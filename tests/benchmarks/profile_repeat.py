@@ -1,6 +1,6 @@
 """Profile twice and compare: how much does each median differ between two profiles of one checkpoint?
 
-    python -m tests.benchmarks.profile_repeat --random-weights qwen3-0.6b --contexts 2048,32768 --throughput-contexts 8192
+    python -m tests.benchmarks.profile_repeat --random-weights qwen3-0.6b --contexts 2048,32768 --figures FILE
 
 Everything but ``--times`` and ``--figures`` goes to ``distill-eval profile``. A difference is the larger of two medians
 over the smaller, less 1; the bar is 5% in every median: of the time to the first token and the time per token at
