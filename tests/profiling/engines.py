@@ -68,7 +68,7 @@ class Engine:
         pass
 
     def close(self) -> None:
-        pass
+        _perhaps_end("close", 0)
 
     def _bytes(self) -> float:
         return WEIGHTS + self.batch * (self.context * TOKEN + STATE)

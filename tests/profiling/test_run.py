@@ -118,6 +118,16 @@ def test_killed_for_memory_at_a_context(target: Target, ends: Callable, processe
     assert processes() == 1
 
 
+def test_how_it_ends_after_its_last_point_does_not_matter(target: Target, ends: Callable) -> None:
+    ends("close", "crash")
+    profile = run_profile([target], options(128, 1 << 20, 1 << 21))
+    assert statuses(profile.checkpoints[0].points) == {
+        128: OK,
+        1 << 20: OUT_OF_MEMORY,
+        1 << 21: OUT_OF_MEMORY,
+    }
+
+
 def test_a_model_that_cannot_be_loaded_is_tried_once(
     target: Target, ends: Callable, processes: Callable[[], int]
 ) -> None:
