@@ -22,14 +22,20 @@ class Slotted:
     """Prompts and steps as the backend runs them."""
 
     def __init__(
-        self, model: RaggedModel, options: ProfileOptions, context: int, batch: int, new_tokens: int
+        self,
+        model: RaggedModel,
+        options: ProfileOptions,
+        context: int,
+        batch: int,
+        new_tokens: int,
+        record_prompts: bool = False,
     ) -> None:
         self.context, self.filled = context, False
         self._batch, self._model, self._graphs = batch, model, options.graphs
         self._slots = make_slots(model, batch, context + new_tokens + 1)
         self._chunk = options.prefill_chunk or (context if batch == 1 else BATCH_CHUNK)
-        recorded = isinstance(self._slots, FlashSlots) and options.graphs
-        self._recordable = recorded and context <= min(RECORDED_TOKENS, self._chunk)
+        short = context <= min(RECORDED_TOKENS, self._chunk)
+        self._recordable = record_prompts and short and isinstance(self._slots, FlashSlots)
         self._recorded: tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor] | None = None
 
     @torch.inference_mode()

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ class TransformersEngine:
         self._model: Any = None
         self._ragged: RaggedModel | None = None
         self._open: Slotted | Plain | None = None
+        self._recorded: list[str] = []  # what is run as CUDA graphs
 
     def load(self) -> Loaded:
         return self._guarded(self._load)
@@ -64,32 +64,33 @@ class TransformersEngine:
             device=self._device,
             attention=_attention_name(self._ragged, self._model, self._options),
             cache="slots of fixed size" if self._ragged is not None else "the model's own",
-            graphs=f"decoding, prompts up to {RECORDED_TOKENS} tokens" if self._options.graphs else "none",
+            graphs=" and ".join(self._recorded) or "none",
             load_s=time.perf_counter() - start,
             notes=tuple(notes),
         )
 
     def _try_graphs(self) -> list[str]:
-        """Use CUDA graphs only where a short prompt and a step can be recorded; return why not, if that was wanted."""
+        """Record a short prompt and a step; return what cannot be recorded and why. Others are run as they come."""
         ragged = self._ragged
         if ragged is None or not self._options.graphs or not uses_flash(ragged.device, self._model.dtype):
-            self._options = replace(self._options, graphs=False)
             return []
-        trial = Slotted(ragged, self._options, TRIAL_TOKENS, 1, 1)
-        reason, ids = "", self._prompt(TRIAL_TOKENS)
+        trial, ids = Slotted(ragged, self._options, TRIAL_TOKENS, 1, 1, True), self._prompt(TRIAL_TOKENS)
+        notes = []
         try:
             trial.first_token(ids)
-            trial.fill(ids)
-            trial.decode(1)
-            reason = ragged.unrecordable
+            self._recorded = [f"prompts up to {RECORDED_TOKENS} tokens"]
         except Exception as error:  # a model may ask the device for a number in the midst of its forward
             if loading.is_out_of_memory(error):
                 raise
-            reason = f"{type(error).__name__}: {first_line(error)}"
-        if not reason:
-            return []
-        self._options = replace(self._options, graphs=False)
-        return [f"CUDA graphs cannot be recorded: {reason}"]
+            notes.append(
+                f"prompts' reading cannot be a CUDA graph: {type(error).__name__}: {first_line(error)}"
+            )
+        trial.fill(ids)
+        trial.decode(1)
+        if ragged.unrecordable:
+            return [*notes, f"decoding cannot be a CUDA graph: {ragged.unrecordable}"]
+        self._recorded.append("decoding")
+        return notes
 
     def open(self, context: int, batch: int, new_tokens: int) -> None:
         self.shut()
@@ -97,10 +98,13 @@ class TransformersEngine:
             _forget_peak()
         else:
             torch.cuda.reset_peak_memory_stats(self._device)
-        kind = Plain if self._ragged is None else Slotted
-        self._open = self._guarded(
-            lambda: kind(self._ragged or self._model, self._options, context, batch, new_tokens)
-        )
+        self._open = self._guarded(lambda: self._make(context, batch, new_tokens))
+
+    def _make(self, context: int, batch: int, new_tokens: int) -> "Slotted | Plain":
+        if self._ragged is None:
+            return Plain(self._model, self._options, context, batch, new_tokens)
+        prompts = any("prompts" in what for what in self._recorded)
+        return Slotted(self._ragged, self._options, context, batch, new_tokens, prompts)
 
     def first_token(self) -> float:
         opened = self._opened

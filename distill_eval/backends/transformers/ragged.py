@@ -138,7 +138,7 @@ class RaggedModel:
     def forward(
         self,
         input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
         cache: Cache,
         plan: Plan,
         kept: torch.Tensor | slice,

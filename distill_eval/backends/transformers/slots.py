@@ -91,7 +91,9 @@ class Slots:
         for start in range(0, length, chunk):
             part = slice(start, min(start + chunk, length))
             plan = self._filling(row, part)
-            output = self.model.forward(ids[:, part], positions[:, part], cache, plan, slice(-1, None))
+            # From the start on, positions go without saying; a student would wait for the device to look at them.
+            known = positions[:, part] if start else None
+            output = self.model.forward(ids[:, part], known, cache, plan, slice(-1, None))
         return cache, output[0]
 
     @torch.inference_mode()
