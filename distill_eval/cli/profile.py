@@ -182,6 +182,7 @@ def _targets(names: list[str], architectures: list[str], cache_dir: Path, truste
             folder=str(found.folder),
             fingerprint=found.fingerprint,
             model_type=found.model_type,
+            dtype=found.dtype,
             trust_remote_code=found.trust_remote_code,
         )
         for found in resolve_all(names, cache_dir, tuple(trusted))

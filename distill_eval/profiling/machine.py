@@ -6,6 +6,7 @@
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -114,15 +115,15 @@ def _slowed(active: str) -> tuple[str, ...]:
 
 def device_notes(points: Iterable[Point]) -> list[str]:
     """Say what of the states before and after each point may have moved its figures, points of one cause together."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}  # a context's point at batch 1 and its search's are one place
     most = 0.0
     for point in points:
         where = f"context {point.context}, batch {point.batch}"
         for text in dict.fromkeys(_disturbances(point)):
-            found.setdefault(text, []).append(where)
+            found.setdefault(text, {})[where] = None
         cores = (point.after and point.after.other_cores) or 0.0
         if cores > BUSY_CORES:
-            found.setdefault(_OTHERS, []).append(where)
+            found.setdefault(_OTHERS, {})[where] = None
             most = max(most, cores)
     return [f"{text.format(most=most)} ({'; '.join(places)})" for text, places in found.items()]
 
@@ -145,6 +146,18 @@ class Load:
     at_s: float
     busy_s: float
     own_s: float
+
+
+def limit_memory(gib: float) -> None:
+    """Let this process' memory grow to ``gib`` GiB and no further, where the system can (Linux)."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    memory = psutil.Process().memory_info()
+    # The kernel limits what is mapped, of which much may never be used: what counts is what it may grow by.
+    most = memory.data + max(0, int(gib * 2**30) - memory.rss)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def read_load() -> Load:

@@ -12,6 +12,7 @@ from distill_eval import provenance
 from distill_eval.checkpoints.folder import max_positions
 from distill_eval.errors import BackendError, ConfigError, OptionError, did_you_mean
 from distill_eval.profiling import storing
+from distill_eval.profiling.accuracies import read_accuracies
 from distill_eval.profiling.devices import Device, find_device
 from distill_eval.profiling.isolation import Ended, run_child
 from distill_eval.profiling.machine import device_notes
@@ -70,7 +71,7 @@ def run_profile(
     can mend; what was measured until then is kept.
     """
     check(targets, options)
-    accuracies = None if accuracy is None else storing.read_accuracies(accuracy, targets)
+    accuracies = None if accuracy is None else read_accuracies(accuracy, targets)
     stamp = provenance.stamp()
     asked = Profile(options, tuple(CheckpointProfile(target, None) for target in targets), "", stamp)
     with contextlib.ExitStack() as stack:
@@ -180,10 +181,10 @@ class _Work:
         A model that cannot be loaded fails at all of them. Raises BackendError for a user's mistake.
         """
         target, left, mistake = self.profile.checkpoints[place].target, list(shapes), ""
-        loaded = False
+        loaded = stopped = False
 
         def on_line(line: dict[str, Any]) -> None:
-            nonlocal mistake, loaded
+            nonlocal mistake, loaded, stopped
             if "loaded" in line:
                 loaded = True
                 self._keep_loaded(place, line)
@@ -192,6 +193,7 @@ class _Work:
             elif "point" in line:
                 point = self._bounded(place, _read(Point, line["point"]))
                 left.remove((point.context, point.batch))
+                stopped = point.status != OK  # by itself; how it ended then is of no interest
                 keep(point)
                 self.report(Step(target.label, "", point.context, point.batch, point))
             elif "mistake" in line:
@@ -216,7 +218,7 @@ class _Work:
         if left and len(left) == len(shapes) and not loaded:
             for shape in left:
                 keep(Point(*shape, _status(ended), f"while loading: {ended.reason(self.silence_s)}"))
-        elif ended.code and left:
+        elif ended.code and left and not stopped:
             keep(Point(*left[0], _status(ended), ended.reason(self.silence_s)))
 
     def _keep_loaded(self, place: int, line: dict[str, Any]) -> None:

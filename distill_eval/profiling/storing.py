@@ -2,18 +2,16 @@
 
 import contextlib
 import os
-import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from distill_eval.errors import OptionError, OutputError, StoreError
 from distill_eval.profiling.figures import efficiency
-from distill_eval.runs import MANIFEST, check_writable, load_run, to_json, write_run
-from distill_eval.schema.profile import FAILED, CheckpointProfile, Profile, Search, Target
-from distill_eval.schema.records import GENERATIVE
+from distill_eval.runs import MANIFEST, check_writable, to_json, write_run
+from distill_eval.schema.profile import FAILED, CheckpointProfile, Profile, Search
 from distill_eval.schema.results import Results
 
 FILE = "profile.json"
@@ -103,38 +101,6 @@ def finish(profile: Profile, folder: Path, accuracies: Mapping[str, float] | Non
             **drawn,
         },
     )
-
-
-def read_accuracies(folder: Path, targets: Sequence[Target]) -> dict[str, float]:
-    """Return the generation accuracy (fraction) of the targets that a run folder has, by fingerprint.
-
-    The run's average over generation where it has one, else the mean of its tasks. Raises StoreError for a folder that
-    is no run, OptionError for a run of none of these checkpoints.
-    """
-    from distill_eval.analysis.averages import GENERATION_ALL
-
-    _, results, provenance = load_run(folder)
-    labels = {entry.get("fingerprint"): entry.get("label") for entry in provenance.get("checkpoints", ())}
-    parts = [entry for entry in results.get("averages", ()) if entry.get("name") == GENERATION_ALL]
-    found = {}
-    for target in targets:
-        cells = [
-            cell["estimate"]["value"]
-            for part in parts or results.get("tasks", ())
-            for cell in part.get("cells", ())
-            if cell.get("checkpoint") == labels.get(target.fingerprint, "")
-            and cell.get("protocol") == GENERATIVE
-            and cell.get("headline")
-            and cell.get("estimate")
-        ]
-        if cells:
-            found[target.label] = statistics.fmean(cells)
-    if not found:
-        raise OptionError(
-            f"--accuracy {folder}: that run has no generated answers of {', '.join(t.label for t in targets)} "
-            "(checkpoints are told by their weights, not by their labels)"
-        )
-    return found
 
 
 def go_on_from(stored: Profile, asked: Profile, folder: Path) -> Profile:

@@ -75,6 +75,8 @@ def measure(job: Job, tell: Tell) -> None:
         return
     card.loaded(loaded.device)
     tell({"loaded": loaded, **_device(loaded.device, card.card, job.measure_device)})
+    if loaded.device == "cpu" and job.options.max_memory_gib is not None:
+        machine.limit_memory(job.options.max_memory_gib)
     for context, batch in job.shapes:
         point = _point(engine, job, context, batch, card, tell)
         tell({"point": point})

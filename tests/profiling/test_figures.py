@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from distill_eval.errors import OptionError
+from distill_eval.profiling.accuracies import read_accuracies
 from distill_eval.profiling.figures import efficiency, median_interval, summary
-from distill_eval.profiling.storing import read_accuracies
 from distill_eval.runs import write_run
 from distill_eval.schema.efficiency import Efficiency
+from distill_eval.schema.longcontext import LongCell, LongResults
 from distill_eval.schema.profile import (
     OK,
     OUT_OF_MEMORY,
@@ -115,6 +116,14 @@ def test_summary() -> None:
     assert search["peak_tokens_per_s_ratio"] == pytest.approx(4)
 
 
+CHECKPOINTS = {
+    "checkpoints": [
+        {"label": label, "fingerprint": f"weights {number}"}
+        for number, label in enumerate(("first", "second"))
+    ]
+}
+
+
 def cell(checkpoint: str, value: float, protocol: str = "generative", headline: bool = True) -> Cell:
     return Cell(checkpoint, protocol, "acc", Estimate(value, 0.0, 1.0, 9, 9, "wilson"), headline=headline)
 
@@ -132,9 +141,7 @@ def run(folder: Path, averages: bool) -> Path:
         folder,
         records=[],
         results=Results(("first", "second"), tasks, (mean,) if averages else ()),
-        provenance={"checkpoints": [
-            {"label": label, "fingerprint": f"weights {number}"} for number, label in enumerate(("first", "second"))
-        ]},
+        provenance=CHECKPOINTS,
     )  # fmt: skip
     return folder
 
@@ -150,3 +157,18 @@ def test_accuracies_by_weights(tmp_path: Path, averages: bool, found: tuple[floa
     assert read_accuracies(run(tmp_path / "run", averages), targets) == {"second": found[0], "x": found[1]}
     with pytest.raises(OptionError, match="no generated answers of first"):
         read_accuracies(tmp_path / "run", targets[2:])
+
+
+def test_accuracies_at_long_contexts(tmp_path: Path) -> None:
+    """A task's lengths weigh the same, except where there is a cell over all its items."""
+    cells = [
+        LongCell("first", task, length, Estimate(value, 0.0, 1.0, 9, 9, "wilson"), 0, 0, 1, 2)
+        for task, length, value in (
+            ("niah", "4096", 1.0), ("niah", "8192", 0.5), ("qa", "0-4k", 0.9), ("qa", "4-8k", 0.1), ("qa", "all", 0.25),
+            ("average", "all", 0.7),
+        )
+    ]  # fmt: skip
+    results = LongResults(("first", "second"), ("niah", "qa"), {}, {}, tuple(cells))
+    write_run(tmp_path / "run", records=[], results=results, provenance=CHECKPOINTS)
+    targets = [Target("mine", "", "weights 0", ""), Target("other", "", "weights 1", "")]
+    assert read_accuracies(tmp_path / "run", targets) == {"mine": (0.75 + 0.25) / 2}

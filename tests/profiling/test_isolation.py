@@ -103,6 +103,7 @@ def test_killed_at_random_moments(start: Callable[..., Run]) -> None:
         run.wait_for(2)  # a worker is starting; later ones come and go
         time.sleep(moments.uniform(0, 1.2))
         run.process.kill()
+        load_profile(run.out)  # whole or not there, but never damaged
         assert run.all_gone(), [process.cmdline() for process in run.alive()]
 
 

@@ -96,7 +96,7 @@ def test_a_process_that_ends_ends_a_point(
 ) -> None:
     """From batch 3 on the engine's process ends: by force, with an error, or by asking torch for too much."""
     ends("batch 3", does)
-    profile = run_profile([target], options(128, throughput=(64,)))
+    profile = run_profile([target], options(128, throughput=(64,), max_memory_gib=2))
     [found] = profile.checkpoints
     assert statuses(found.points) == {128: OK}
     [search] = found.searches
@@ -116,6 +116,16 @@ def test_killed_for_memory_at_a_context(target: Target, ends: Callable, processe
     profile = run_profile([target], options(128, 256, 512))
     assert statuses(profile.checkpoints[0].points) == {128: OK, 256: OUT_OF_MEMORY, 512: OUT_OF_MEMORY}
     assert processes() == 1
+
+
+def test_how_it_ends_after_its_last_point_does_not_matter(target: Target, ends: Callable) -> None:
+    ends("close", "crash")
+    profile = run_profile([target], options(128, 1 << 20, 1 << 21))
+    assert statuses(profile.checkpoints[0].points) == {
+        128: OK,
+        1 << 20: OUT_OF_MEMORY,
+        1 << 21: OUT_OF_MEMORY,
+    }
 
 
 def test_a_model_that_cannot_be_loaded_is_tried_once(
