@@ -9,9 +9,14 @@ token (TTFT) and with N; its time per output token is (latency of N - latency of
 ``distill-eval profile --backend vllm`` with as many repeats. With ``--random-weights`` FOLDER may also be a preset's
 name. A student is served through this project's plug-in, on a GPU. The bar: both ratios within 5%, of medians over all
 rounds.
+
+``--interleaved`` is for a machine that others use too: one engine, on which vLLM's benchmark and our profile's engine
+measure in turns, seconds apart. It holds our method against theirs, but not how the two set vLLM up.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import statistics
 import subprocess
@@ -21,12 +26,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from distill_eval.backends.vllm import engine
 from distill_eval.profiling import vllm_process
 from distill_eval.profiling.presets import write_target
 from distill_eval.profiling.storing import load_profile
-from distill_eval.profiling.vllm_engine import SPARE_TOKENS
+from distill_eval.profiling.vllm_engine import SPARE_TOKENS, make
+from distill_eval.schema.profile import ProfileOptions, Target
 from tests.benchmarks.serving_engines import ROOT, environment, say
 
 BAR = 0.05
@@ -49,6 +56,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--cpu", action="store_true", help="float32, eager, a cache of 2 GiB, for both")
+    parser.add_argument("--interleaved", action="store_true", help="in turns on one engine")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +67,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace) -> int:
+    """Run the rounds, and print and store the figures after each; return the exit code."""
     lengths = [int(length) for length in arguments.input_lens.split(",")]
     found: dict[int, dict[str, list[list[float]]]] = {
         length: {"their_latency_1": [], "their_latency_n": [], "our_ttft": [], "our_tpot": []}
@@ -68,7 +77,7 @@ def measure(arguments: argparse.Namespace) -> int:
         "command": " ".join(["python -m tests.benchmarks.profile_agreement", *sys.argv[1:]])
     }
     for number in range(arguments.rounds):
-        for ours in (number % 2 == 1, number % 2 == 0):
+        for ours in () if arguments.interleaved else (number % 2 == 1, number % 2 == 0):
             if ours:
                 for length, (ttft, tpot) in run_ours(arguments).items():
                     found[length]["our_ttft"].append(ttft)
@@ -77,6 +86,8 @@ def measure(arguments: argparse.Namespace) -> int:
             for length in lengths:
                 found[length]["their_latency_1"].append(run_theirs(arguments, length, 1))
                 found[length]["their_latency_n"].append(run_theirs(arguments, length, arguments.output_len))
+        if arguments.interleaved:
+            interleave(arguments, found)
         figures["agreement"] = {
             str(length): compare(times, arguments.output_len) for length, times in found.items()
         }
@@ -138,19 +149,20 @@ def describe(row: dict[str, float]) -> str:
     )
 
 
-def run_theirs(arguments: argparse.Namespace, input_len: int, output_len: int) -> list[float]:
-    """Return the latencies in seconds that ``vllm bench latency`` measures."""
+def their_options(arguments: argparse.Namespace, input_len: int, output_len: int, out: Path) -> list[str]:
+    """Return the arguments of ``vllm bench latency`` that set vLLM up as our profile does."""
     config = json.loads((arguments.folder / "config.json").read_text(encoding="utf-8"))
-    longest = max_length(arguments)
+    longest = max(map(int, arguments.input_lens.split(","))) + arguments.output_len - 1 + SPARE_TOKENS
     options = {
         "model": arguments.folder,
         "input-len": input_len,
         "output-len": output_len,
         "batch-size": 1,
-        "num-iters": arguments.repeats,
-        "num-iters-warmup": WARM_UPS,
+        "num-iters": 1 if arguments.interleaved else arguments.repeats,
+        "num-iters-warmup": 0 if arguments.interleaved else WARM_UPS,
         "max-model-len": longest,
         "dtype": "float32" if arguments.cpu else arguments.dtype,
+        "output-json": out,
     }
     if arguments.random_weights:
         options["load-format"] = "dummy"
@@ -160,10 +172,15 @@ def run_theirs(arguments: argparse.Namespace, input_len: int, output_len: int) -
     if arguments.cpu:
         options["kv-cache-memory-bytes"] = engine.CPU_CACHE_BYTES
         flags.append("--enforce-eager")
-    command = [sys.executable, "-m", "tests.benchmarks.profile_agreement", THEIRS, *flags]
+    return [*flags, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def run_theirs(arguments: argparse.Namespace, input_len: int, output_len: int) -> list[float]:
+    """Return the latencies in seconds that ``vllm bench latency`` measures."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "latency.json"
-        command += [f"--{name}={value}" for name, value in (options | {"output-json": out}).items()]
+        options = their_options(arguments, input_len, output_len, out)
+        command = [sys.executable, "-m", "tests.benchmarks.profile_agreement", THEIRS, *options]
         run(command, f"vllm bench latency, {input_len} in, {output_len} out", Path(scratch))
         return json.loads(out.read_text(encoding="utf-8"))["latencies"]
 
@@ -207,6 +224,45 @@ def run_ours(arguments: argparse.Namespace) -> dict[int, tuple[list[float], list
         }
 
 
+def interleave(arguments: argparse.Namespace, found: dict[int, dict[str, list[list[float]]]]) -> None:
+    """Measure on one engine, ours and theirs in turns; add a round to ``found``."""
+    from vllm import LLM  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
+
+    num_tokens = arguments.output_len - 1
+    options = ProfileOptions(
+        tuple(found), device="cpu" if arguments.cpu else "auto", dtype=arguments.dtype, new_tokens=num_tokens
+    )
+    config = json.loads((arguments.folder / "config.json").read_text(encoding="utf-8"))
+    target = Target("model", str(arguments.folder), "", config["model_type"], arguments.random_weights)
+    ours: Any = make(target, options)
+    say(str(ours.load()))
+    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(LLM, "from_engine_args") as started:
+        started.return_value = ours._llm
+        out = Path(scratch) / "latency.json"
+
+        def latency(length: int, output_len: int) -> float:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                bench_latency(their_options(arguments, length, output_len, out))
+            return json.loads(out.read_text(encoding="utf-8"))["latencies"][0]
+
+        for length, times in found.items():
+            ours.open(length, 1, num_tokens)
+            measures = {
+                "their_latency_1": lambda length=length: latency(length, 1),
+                "our_ttft": ours.first_token,
+                "their_latency_n": lambda length=length: latency(length, arguments.output_len),
+                "our_tpot": lambda: ours.decode(num_tokens) / num_tokens,
+            }
+            samples = [
+                {name: measured() for name, measured in measures.items()}
+                for _ in range(arguments.repeats + 1)
+            ]
+            for name in measures:
+                times[name].append([sample[name] for sample in samples[1:]])
+            ours.shut()
+    ours.close()
+
+
 def run(command: list[str], what: str, scratch: Path) -> None:
     log = scratch / "log"
     defaults = engine.DEFAULT_ENVIRONMENT | vllm_process.ENVIRONMENT
@@ -219,10 +275,6 @@ def run(command: list[str], what: str, scratch: Path) -> None:
     say(f"{what}: {f'FAILED: {status}' if status else 'done'} in {time.perf_counter() - start:.0f} s")
     if status:
         raise SystemExit(log.read_text(encoding="utf-8", errors="replace")[-4000:])
-
-
-def max_length(arguments: argparse.Namespace) -> int:
-    return max(map(int, arguments.input_lens.split(","))) + arguments.output_len - 1 + SPARE_TOKENS
 
 
 if __name__ == "__main__":
