@@ -13,8 +13,6 @@ from distill_eval.schema.records import LONG_CONTEXT
 from distill_eval.schema.run import RunOptions
 from tests.protocols.made_longbench import row, write_mirror
 
-pytest.importorskip("jieba", reason="LongBench's scorers: pip install 'distill-eval[longbench]'")
-
 POSITIONS, SIZES = 800, (1, 40, 200)
 ITEMS = len(SIZES)
 

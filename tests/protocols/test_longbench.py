@@ -10,8 +10,6 @@ from distill_eval.protocols import longbench
 from distill_eval.protocols.longbench import DATASET, PAPER, cut_middle
 from tests.protocols.made_longbench import row, write_mirror
 
-pytest.importorskip("jieba", reason="LongBench's scorers: pip install 'distill-eval[longbench]'")
-
 
 @pytest.mark.parametrize(
     ("count", "limit", "kept"),

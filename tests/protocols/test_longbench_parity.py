@@ -5,8 +5,6 @@ import pytest
 from distill_eval.protocols import longbench
 from tests.protocols.made_longbench import row, write_mirror
 
-pytest.importorskip("jieba", reason="LongBench's scorers: pip install 'distill-eval[longbench]'")
-
 OUTPUTS = (
     " Orla Fenn",
     "Tam moved to Marlow Ferry and kept bees.\nNothing else.",

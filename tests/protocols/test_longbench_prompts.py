@@ -8,8 +8,6 @@ from distill_eval.schema.requests import GREEDY
 from distill_eval.schema.run import RunOptions
 from tests.protocols.made_longbench import row, write_mirror
 
-pytest.importorskip("jieba", reason="LongBench's scorers: pip install 'distill-eval[longbench]'")
-
 SYSTEM = "You keep bees."
 
 
