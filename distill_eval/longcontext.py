@@ -81,7 +81,7 @@ def run_longcontext(
     _check_backend(checkpoints, tasks, lengths, options)
     pairs = [(each, options_for(each, checkpoints[0], options, template)) for each in checkpoints]
     loaded = _load(pairs, tasks, lengths, on_progress)
-    notes = difference_notes(checkpoints, template if options.apply_chat_template else "auto")
+    notes = _difference_notes(checkpoints, template, options)
     store = ResponseStore(cache_dir / "responses.sqlite")
     try:
         runs = [
@@ -115,6 +115,12 @@ def default_lengths(checkpoint: Checkpoint) -> tuple[int, ...]:
     if most is None:
         return LENGTHS
     return tuple(length for length in LENGTHS if length <= most) or (most,)
+
+
+def _difference_notes(checkpoints: Sequence[Checkpoint], template: str, options: RunOptions) -> list[str]:
+    if options.apply_chat_template:
+        return difference_notes(checkpoints, template)
+    return difference_notes([replace(each, chat_template=None) for each in checkpoints], "auto")
 
 
 def _check_backend(

@@ -18,7 +18,18 @@ def test_version(command: Callable) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["bench-backends", "compare", "export", "gate", "import", "prefetch", "probe", "reproduce", "tasks"],
+    [
+        "bench-backends",
+        "compare",
+        "export",
+        "gate",
+        "import",
+        "longcontext",
+        "prefetch",
+        "probe",
+        "reproduce",
+        "tasks",
+    ],
 )
 def test_help_of_every_command(command: Callable, name: str) -> None:
     result = command(name, "--help")
