@@ -84,7 +84,7 @@ def run_longcontext(
     loaded = _load(pairs, tasks, lengths, on_progress)
     for (checkpoint, own), its_tasks in zip(pairs, loaded, strict=True):
         _check_room(checkpoint, own, its_tasks)
-    notes = difference_notes(checkpoints, template if options.apply_chat_template else "auto")
+    notes = _difference_notes(checkpoints, template, options)
     store = ResponseStore(cache_dir / "responses.sqlite")
     try:
         runs = [
@@ -118,6 +118,12 @@ def default_lengths(checkpoint: Checkpoint) -> tuple[int, ...]:
     if most is None:
         return LENGTHS
     return tuple(length for length in LENGTHS if length <= most) or (most,)
+
+
+def _difference_notes(checkpoints: Sequence[Checkpoint], template: str, options: RunOptions) -> list[str]:
+    if options.apply_chat_template:
+        return difference_notes(checkpoints, template)
+    return difference_notes([replace(each, chat_template=None) for each in checkpoints], "auto")
 
 
 def _check_backend(

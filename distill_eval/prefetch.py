@@ -50,7 +50,7 @@ def prefetch(
     """Write (or complete) a mirror of the data of ``tasks`` and return its manifest.
 
     ``commit_of(source, revision)`` pins a data set once, also across restarts; ``fetch(source, config,
-    split, commit)`` loads a split; ``fetch_nltk(folder)`` fetches what IFEval's scorer needs. The defaults
+    split, commit)`` loads a split; ``fetch_nltk(folder)`` fetches what IFEval and RULER need. The defaults
     ask the hub. ``on_progress(label, done, total)`` counts files. Files already there are checked and kept.
     Raises DataError when something cannot be had, OutputError when the folder is another's or not writable.
     """
@@ -114,7 +114,7 @@ def hub_table(source: str, config: str, split: str, commit: str) -> "pyarrow.Tab
 
 
 def nltk_punkt(folder: Path) -> None:
-    """Download nltk's sentence splitter, which the IFEval scorer uses."""
+    """Download nltk's sentence splitter, which the IFEval scorer and RULER's generators use."""
     import nltk
 
     if not nltk.download("punkt_tab", download_dir=str(folder), quiet=True):
@@ -287,7 +287,11 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _needs_nltk(tasks: Iterable[TaskSpec]) -> bool:
-    return any(task.generative is not None and task.generative.benchmark == "ifeval" for task in tasks)
+    return any(
+        task.name.startswith("niah")
+        or (task.generative is not None and task.generative.benchmark == "ifeval")
+        for task in tasks
+    )
 
 
 def _sha256(path: Path) -> str:

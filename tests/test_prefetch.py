@@ -12,6 +12,8 @@ from distill_eval.data import dataset_location
 from distill_eval.errors import DataError, OutputError
 from distill_eval.items import identify
 from distill_eval.prefetch import CMMLU, CMMLU_SOURCE, Part, needed_parts
+from distill_eval.protocols.longcontext import task_specs
+from distill_eval.protocols.ruler import ESSAYS
 from tests.made_hub import HUB, PARTS, Hub
 
 
@@ -74,6 +76,15 @@ def test_prefetch_brings_what_ifeval_needs(tmp_path):
 
     Hub().fill(tmp_path / "mirror", tasks=tasks, fetch_nltk=fetch_nltk)
     Hub().fill(tmp_path / "mirror", tasks=tasks, fetch_nltk=fetch_nltk)
+    assert calls == [tmp_path / "mirror/nltk_data"]
+
+
+@pytest.mark.slow
+def test_prefetch_brings_what_ruler_needs(tmp_path):
+    calls = []
+    tasks = task_specs(["niah_single_1", "niah_single_2", "ruler_vt"])
+    assert needed_parts(tasks) == (Part(ESSAYS, "default", "train", ESSAYS),)
+    Hub().fill(tmp_path / "mirror", tasks=tasks[:1], fetch_nltk=calls.append)
     assert calls == [tmp_path / "mirror/nltk_data"]
 
 

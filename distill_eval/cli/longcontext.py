@@ -161,6 +161,8 @@ def longcontext_command(
         cache_dir=cache_dir,
     )
     wanted = parse_lengths(lengths)
+    if chat_template != "auto" and not apply_chat_template:
+        raise OptionError("--chat-template changes nothing without --apply-chat-template")
     template = chat_template if chat_template in ("auto", "own") else read_template(chat_template)
 
     from distill_eval.cli.progress import ProgressBars

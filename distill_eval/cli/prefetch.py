@@ -11,14 +11,14 @@ from distill_eval.cli.options import TasksDir, split_names
 if TYPE_CHECKING:
     from distill_eval.schema.tasks import TaskSpec
 
-LONGBENCH = "longbench"
+LONG_CONTEXT = ("longbench", "ruler", "niah")  # how their tasks' names begin
 
 
 def prefetch_command(
     suite: Annotated[
         str,
         typer.Argument(
-            help="Suite (also longbench, longbench_all, longbench_e), or task names joined by commas."
+            help="Suite (also ruler, longbench, longbench_all, longbench_e), or task names joined by commas."
         ),
     ],
     folder: Annotated[Path, typer.Argument(help="Mirror to write or to complete.")],
@@ -61,12 +61,12 @@ def _tasks(suite: str, tasks_dir: Sequence[Path] | None) -> "list[TaskSpec]":
     if suite in catalog.suites:
         return list(select_tasks(catalog, suite=suite))
     names = split_names(suite)
-    rest = [name for name in names if not name.startswith(LONGBENCH)]
+    rest = [name for name in names if not name.startswith(LONG_CONTEXT)]
     tasks: list[TaskSpec] = []
     if len(rest) < len(names):
-        from distill_eval.protocols.longbench import expand, task_spec
+        from distill_eval.protocols.longcontext import task_specs
 
-        tasks = [task_spec(task) for name in names if name not in rest for task in expand(name)]
+        tasks = task_specs([name for name in names if name not in rest])
     if tasks and not rest:
         return tasks
     one_suite = not tasks and len(rest) == 1 and rest[0] not in catalog.tasks

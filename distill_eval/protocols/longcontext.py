@@ -4,7 +4,7 @@ A family's module (``FAMILIES``) offers:
 
 - ``expand(name) -> tuple[str, ...]``: the tasks behind a name of its own (a task, or a group of them); TaskError for
   an unknown one.
-- ``task_names() -> tuple[str, ...]``: all of them.
+- ``task_names() -> tuple[str, ...]``: all of them. ``task_spec(name) -> TaskSpec``: what prefetch fetches for one.
 - ``load(names, tokenizer, options, lengths) -> list[LongTask]``: the tasks with their items, for one tokenizer.
   Everything that can be missing or wrong raises a UserError there, before any model loads. ``options.data_dir`` is
   settled; ``lengths`` (tokens) is for tasks that are made to measure, which make ``options.limit`` items of each.
@@ -23,6 +23,7 @@ from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.records import LONG_CONTEXT, Record
 from distill_eval.schema.requests import GREEDY, GenerateRequest, GenerateResponse
 from distill_eval.schema.run import RunOptions
+from distill_eval.schema.tasks import TaskSpec
 
 FAMILIES = {"ruler": "distill_eval.protocols.ruler", "longbench": "distill_eval.protocols.longbench"}
 MADE_TO_MEASURE = "ruler"  # the family whose items are made for the lengths asked for
@@ -81,6 +82,11 @@ def expand_names(names: Sequence[str]) -> tuple[str, ...]:
     """Return the tasks that ``names`` mean, each once; TaskError, with a suggestion, for one that nobody has."""
     found = (name for given in names for name in _expand(given))
     return tuple(dict.fromkeys(found))
+
+
+def task_specs(names: Sequence[str]) -> list[TaskSpec]:
+    """Return the tasks that ``names`` mean as prefetch knows tasks."""
+    return [_module(family_of(name)).task_spec(name) for name in expand_names(names)]
 
 
 def load_tasks(

@@ -28,7 +28,7 @@ from distill_eval.data import ENVIRONMENT
 from distill_eval.errors import DataError, OptionError, OutputError, TaskError, UserError
 from distill_eval.protocols.longcontext import SCORE, LongItem, LongTask
 from distill_eval.schema.run import RunOptions
-from distill_eval.schema.tasks import TaskSpec
+from distill_eval.schema.tasks import ItemKey, LoglikelihoodSpec, TaskSpec
 
 NIAH_SINGLE = ("niah_single_1", "niah_single_2", "niah_single_3")
 TASKS = (
@@ -63,6 +63,22 @@ def expand(name: str) -> tuple[str, ...]:
     return (name,)
 
 
+def task_spec(name: str) -> TaskSpec:
+    """Return a task as prefetch knows tasks: the essays are what can be fetched beforehand."""
+    (name,) = expand(name)
+    config = {"config": {"test_split": "train"}}
+    spec = LoglikelihoodSpec((name,), ESSAYS, SCORE, ItemKey(("text",)), options=config)
+    return TaskSpec(
+        name=name,
+        title=name,
+        category="long context",
+        loglikelihood=None,
+        generative=None,
+        source_file=f"lm-eval's {name}",
+        generate_until=spec if name in _WITH_ESSAYS else None,
+    )
+
+
 def load(names: Sequence[str], tokenizer: Any, options: RunOptions, lengths: Sequence[int]) -> list[LongTask]:
     """Make ``options.limit`` items (None: lm-eval's 500) of each length in tokens, answers included, of each task.
 
@@ -70,9 +86,9 @@ def load(names: Sequence[str], tokenizer: Any, options: RunOptions, lengths: Seq
     """
     if any(name.startswith("niah") for name in names):
         _check_nltk()
-    from distill_eval.protocols.lmeval_tasks import quiet_engine
+    from distill_eval.protocols.lmeval_tasks import engine_seeds, quiet_engine
 
-    with quiet_engine():
+    with quiet_engine(), engine_seeds():
         return [_load(name, tokenizer, options, lengths) for name in names]
 
 
@@ -103,8 +119,7 @@ def _load(name: str, tokenizer: Any, options: RunOptions, lengths: Sequence[int]
     from distill_eval.protocols.lmeval_engine import prompt_options
     from distill_eval.protocols.lmeval_model import ClientLM
 
-    folder = Path(lm_eval.tasks.__file__).parent / "ruler"
-    config = load_yaml(folder / f"{name.removeprefix('ruler_')}.yaml", resolve_func=True)
+    config = load_yaml(_task_file(name), resolve_func=True)
     make = config["custom_dataset"]
     rows = [row for length in lengths for row in _kept(name, make, length, tokenizer, options)]
     config["custom_dataset"] = lambda **_: {"test": datasets.Dataset.from_list(rows)}
@@ -116,6 +131,12 @@ def _load(name: str, tokenizer: Any, options: RunOptions, lengths: Sequence[int]
     )
     items = tuple(_item(name, instance, tokenizer, templated) for instance in engine.instances)
     return LongTask(name, "ruler", items, functools.partial(_measure, engine))
+
+
+def _task_file(name: str) -> Path:
+    import lm_eval.tasks
+
+    return Path(lm_eval.tasks.__file__).parent / "ruler" / f"{name.removeprefix('ruler_')}.yaml"
 
 
 def _kept(
@@ -173,6 +194,8 @@ def _make(
             return list(make(max_seq_lengths=[length])["test"])
     except UserError:
         raise
+    except IndexError as error:
+        raise OptionError(f"--limit {limit}: task '{name}' has fewer questions") from error
     except ValueError as error:  # nothing fits
         raise OptionError(f"--lengths {length}: task '{name}': {one_line(error)}") from error
     except OSError as error:  # questions that cannot be fetched
@@ -207,24 +230,24 @@ def _steered(
         mock.patch.dict(own, changed),
         contextlib.redirect_stdout(io.StringIO()),
     ):
-        _forget_haystack(own)
+        _forget_data(own)
         try:
             yield
         finally:
-            _forget_haystack(own)
+            _forget_data(own)
 
 
-def _forget_haystack(own: Mapping[str, Any]) -> None:
-    # lm-eval keeps the essays for the life of the process, whatever mirror they came from.
-    if "get_haystack" in own:
-        own["get_haystack"].cache_clear()
+def _forget_data(own: Mapping[str, Any]) -> None:
+    # lm-eval keeps them for the life of the process, whatever mirror they came from.
+    for reader in ("get_haystack", "read_squad", "read_hotpotqa"):
+        if reader in own:
+            own[reader].cache_clear()
 
 
 def _essays(name: str, data_dir: Path | None) -> Any:
     from distill_eval.protocols.lmeval_data import load_dataset
 
-    task = TaskSpec(name, name, "long context", None, None)
-    return load_dataset(ESSAYS, {}, "train", task, data_dir)["train"]
+    return load_dataset(ESSAYS, {}, "train", task_spec(name), data_dir)["train"]
 
 
 def _questions(name: str, url: str, data_dir: Path) -> Any:

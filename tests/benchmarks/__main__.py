@@ -55,6 +55,7 @@ RUNS_ON_DATA = {
     "overhead": (DEMO[0], "--tasks", "arc_easy,piqa", "--limit", "25", "--max-new-tokens", "16"),
     "same_scores_lmeval": (DEMO[0], "--items", "10", "--tasks", "arc_easy,lambada_openai"),
     "same_outputs_evalscope": (DEMO[0], "--items", "2", "--tasks", "arc_challenge", "--max-new-tokens", "32"),
+    "longcontext_agreement": (DEMO[0], "--items", "2", "--lengths", "1024", "--batch-size", "2"),
 }
 
 

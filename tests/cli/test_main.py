@@ -24,6 +24,7 @@ def test_version(command: Callable) -> None:
         "export",
         "gate",
         "import",
+        "longcontext",
         "prefetch",
         "probe",
         "profile",

@@ -1,0 +1,79 @@
+"""Long-context tables and heat maps."""
+
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from distill_eval.render.longcontext import heat_maps, length_name, result_tables
+from distill_eval.schema.longcontext import DepthCell, LongCell, LongDelta, LongResults
+from distill_eval.schema.results import Estimate
+
+
+def cell(label, task, length, value, beyond=0, truncated=0):
+    estimate = Estimate(value, value - 0.1, value + 0.05, 50, 50, "wilson")
+    return LongCell(label, task, length, estimate, beyond, truncated, 100, 120)
+
+
+@pytest.fixture
+def results():
+    cells = (
+        cell("teacher", "niah_single_1", "4096", 0.9),
+        cell("teacher", "niah_single_1", "8192", 0.5, beyond=3),
+        cell("teacher", "longbench_trec", "all", 0.4, truncated=2),
+        cell("my student", "niah_single_1", "4096", 0.6),
+    )
+    down = Estimate(-0.3, -0.4, -0.1, 50, 50, "tango")
+    return LongResults(
+        checkpoints=("teacher", "my student"),
+        tasks=("niah_single_1", "longbench_trec"),
+        lengths={"niah_single_1": ("4096", "8192"), "longbench_trec": ("all", "0-4k")},
+        max_positions={"teacher": 5000, "my student": 5000},
+        cells=cells,
+        deltas=(
+            LongDelta("my student", "niah_single_1", "4096", down, "exact McNemar", 0.001, 0.001, 1, True),
+        ),
+        depths=(
+            DepthCell("teacher", "niah_single_1", "4096", 0, 20, 1.0, 4),
+            DepthCell("teacher", "niah_single_1", "8192", 80, 100, 0.25, 8),
+        ),
+    )
+
+
+def test_tables(results):
+    teacher, student, delta, longbench = result_tables(results)
+    assert teacher.title == "teacher: score in percent [95% interval] by tokens, 50 items a cell"
+    assert [column.heading for column in teacher.columns] == ["task", "4K", "8K"]
+    assert teacher.rows == (("niah_single_1", "90.0 [80, 95]", "50.0* [40, 55]"),)
+    assert teacher.notes == ("* holds texts of more tokens than the 5000 positions of teacher",)
+    assert student.rows == (("niah_single_1", "60.0 [50, 65]", ""),)
+    assert student.notes == ()
+    assert delta.title == "my student minus teacher: percentage points, paired on items"
+    assert delta.rows == (("niah_single_1", "-30.0 [-40, -10]", ""),)
+    assert delta.strong == {(0, 1)}
+    assert longbench.rows == (("longbench_trec", "40.0† [30, 45]", ""),)
+    assert longbench.notes == (
+        "† holds prompts that were cut in the middle to what teacher has positions for",
+    )
+    assert len({table.name for table in (teacher, student, delta, longbench)}) == 4
+
+
+def test_heat_maps(results):
+    files = heat_maps(results)
+    assert sorted(files) == ["heatmap-niah_single_1-teacher.png", "heatmap-niah_single_1-teacher.svg"]
+    assert files["heatmap-niah_single_1-teacher.png"].startswith(b"\x89PNG")
+    svg = files["heatmap-niah_single_1-teacher.svg"]
+    text = list(ElementTree.fromstring(svg).itertext())
+    for words in ("100 (4)", "25 (8)", "4K", "8K*", "0-20", "80-100", "niah_single_1: teacher"):
+        assert words in text
+    assert "score (needles); hatched: none; * dashed: beyond 5000 positions" in text
+    assert b"<pattern" in svg  # the hatching of empty cells
+    assert heat_maps(results) == files
+
+
+def test_names_of_lengths():
+    assert [length_name(label) for label in ("131072", "1000", "4-8k", "all")] == [
+        "128K",
+        "1000",
+        "4-8k",
+        "all",
+    ]
