@@ -51,6 +51,10 @@ class TransformersEngine:
     def _load(self) -> Loaded:
         start = time.perf_counter()
         register_architecture(self._target.model_type)
+        if self._options.max_memory_gib is not None and self._device != "cpu":
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            share = min(1.0, self._options.max_memory_gib * 2**30 / total)
+            torch.cuda.set_per_process_memory_fraction(share, self._device)
         self._model = _load(self._target, self._options, self._device)
         self._ragged, why = open_ragged(self._model)
         weights = {w.untyped_storage()._cdata: w.untyped_storage().nbytes() for w in self._model.parameters()}

@@ -195,7 +195,7 @@ class VllmEngine:
             cache=f"paged, block {cache['block_size']}{states}"
             if cache["kv"]
             else "recurrent states in pages",
-            graphs="" if mode is not None and mode.name != "NONE" else without,
+            graphs=mode.name if mode is not None and mode.name != "NONE" else f"none, {without}",
             load_s=seconds,
             notes=tuple(notes),
         )

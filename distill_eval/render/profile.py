@@ -39,7 +39,6 @@ from distill_eval.schema.tables import Column, Table
 
 __all__ = ["tables", "write_figures"]
 
-_LISTED = 4  # points named in a note
 
 
 def tables(profile: Profile) -> tuple[Table, ...]:
@@ -275,10 +274,8 @@ def _setting_notes(profile: Profile) -> Iterator[str]:
     for checkpoint in profile.checkpoints:
         label, loaded = _label(checkpoint), checkpoint.loaded
         if loaded is not None:
-            graphs = f"no CUDA graphs ({loaded.graphs})" if loaded.graphs else "CUDA graphs"
-            text = (
-                f"{loaded.engine} on {loaded.device}, attention {loaded.attention}, {loaded.cache}, {graphs}"
-            )
+            text = f"{loaded.engine} on {loaded.device}, attention {loaded.attention}, {loaded.cache}"
+            text += f", CUDA graphs: {loaded.graphs}"
             engines.append((label, text))
             notes += [(label, note) for note in loaded.notes]
         if checkpoint.target.random_weights:
@@ -299,18 +296,14 @@ def _shared(notes: Iterable[tuple[str, str]], num_checkpoints: int) -> Iterator[
 
 
 def _device_notes(profile: Profile) -> Iterator[str]:
-    """The range of clocks, heat and power over all points; what slowed the card and who else was on it, by point."""
-    states, slowed, shared = [], [], []
-    for checkpoint in profile.checkpoints:
-        for point in (*checkpoint.points, *(p for search in checkpoint.searches for p in search.points)):
-            seen = [state for state in (point.before, point.after) if state is not None]
-            states += seen
-            where = f"{_label(checkpoint)} at {context_name(point.context)}"
-            where += f", batch {point.batch}" if point.batch > 1 else ""
-            if reasons := dict.fromkeys(reason for state in seen for reason in state.throttling):
-                slowed.append(f"{where} ({', '.join(reasons)})")
-            if others := max((state.others or 0 for state in seen), default=0):
-                shared.append(f"{where} ({others})")
+    """The range of clocks, heat and power over all points; what was wrong with them is in the checkpoints' notes."""
+    states = [
+        state
+        for checkpoint in profile.checkpoints
+        for point in (*checkpoint.points, *(p for search in checkpoint.searches for p in search.points))
+        for state in (point.before, point.after)
+        if state is not None
+    ]
     ranges = {
         "SM clock": ([state.sm_clock for state in states], " MHz"),
         "memory clock": ([state.memory_clock for state in states], " MHz"),
@@ -325,12 +318,3 @@ def _device_notes(profile: Profile) -> Iterator[str]:
             parts.append(f"{name} {low if low == high else f'{low} to {high}'}{unit}")
     if parts:
         yield f"card while measuring: {', '.join(parts)}"
-    if slowed:
-        yield f"slowed: {_first(slowed)}"
-    if shared:
-        yield f"other processes on the card: {_first(shared)}"
-
-
-def _first(places: list[str]) -> str:
-    more = f"; and {len(places) - _LISTED} more" if len(places) > _LISTED else ""
-    return "; ".join(places[:_LISTED]) + more

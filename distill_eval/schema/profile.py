@@ -125,7 +125,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What an engine says of a model it loaded. ``cache``: the kind of cache; ``graphs``: "" or why there are none."""
+    """What an engine says of a model it loaded. ``cache``: the kind of cache; ``graphs``:
+    what runs as CUDA graphs, or "none" and why.
+    """
 
     num_parameters: int
     weight_bytes: int
@@ -134,7 +136,7 @@ class Loaded:
     device: str
     attention: str
     cache: str
-    graphs: str = ""
+    graphs: str = "none"
     load_s: float = 0.0
     notes: tuple[str, ...] = ()
 

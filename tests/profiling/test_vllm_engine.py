@@ -102,7 +102,7 @@ def test_what_vllm_is_told_and_what_it_says_of_the_model(
 
 
 def test_graphs_where_vllm_records_them(opened: Callable[..., Any]):
-    assert opened(64, 1)._describe(0.0).graphs == ""
+    assert opened(64, 1)._describe(0.0).graphs == "FULL"
 
 
 def test_prompts_are_fresh_and_plain(opened: Callable[..., Any]):
