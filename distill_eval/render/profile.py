@@ -40,7 +40,6 @@ from distill_eval.schema.tables import Column, Table
 __all__ = ["tables", "write_figures"]
 
 
-
 def tables(profile: Profile) -> tuple[Table, ...]:
     """Return checkpoints, time to first token, decoding, memory and throughput, those that were measured.
 

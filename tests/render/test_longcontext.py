@@ -52,7 +52,7 @@ def test_tables(results):
     assert delta.strong == {(0, 1)}
     assert longbench.rows == (("longbench_trec", "40.0† [30, 45]", ""),)
     assert longbench.notes == (
-        "† holds prompts that were cut in the middle to what teacher has positions for",
+        "† holds prompts that were cut in the middle, to the positions of teacher or to --max-length",
     )
     assert len({table.name for table in (teacher, student, delta, longbench)}) == 4
 

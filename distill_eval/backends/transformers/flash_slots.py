@@ -37,7 +37,6 @@ class FlashSlots(Slots):
         super().__init__(model, num_slots, capacity)
         self._ends = torch.arange(num_slots + 1, dtype=torch.int32, device=model.device)
         self._positions = getattr(model.config, "max_position_embeddings", None) or capacity
-        self._processors = torch.cuda.get_device_properties(model.device).multi_processor_count
         self._static: dict[tuple[int, str], torch.Tensor] = {}
 
     @torch.inference_mode()
@@ -59,13 +58,22 @@ class FlashSlots(Slots):
         keys, values = self._held(layer, key, value)
         keys[rows, self.lengths[:count]] = key[:, :, 0]
         values[rows, self.lengths[:count]] = value[:, :, 0]
-        # Long contexts: more blocks than the device runs at once would go by in slow waves.
-        at_once = count if self.capacity < LONG_CAPACITY else max(1, self._processors // key.shape[1])
+        at_once = self._sequences_at_once(count, key.shape[1])
         parts = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
         mixed = [
             self._attend_part(query[part, :, 0], keys[part], values[part], part, scaling) for part in parts
         ]
         return (mixed[0] if len(parts) == 1 else torch.cat(mixed))[:, None]
+
+    def _sequences_at_once(self, count: int, kv_heads: int) -> int:
+        """Return how many sequences one call of attention takes.
+
+        Over long contexts, more blocks than the device has processors would go by in slow waves.
+        """
+        if self.capacity < LONG_CAPACITY:
+            return count
+        device = torch.cuda.get_device_properties(self.lengths.device)
+        return max(1, device.multi_processor_count // kv_heads)
 
     def _attend_part(self, query, keys, values, part: slice, scaling) -> torch.Tensor:
         ends = self._ends[: part.stop - part.start + 1]

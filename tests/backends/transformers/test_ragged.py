@@ -3,13 +3,14 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
 
-from distill_eval.backends.transformers import ragged
+from distill_eval.backends.transformers import flash_slots, ragged
 from distill_eval.backends.transformers.cached import CachedModel
 from distill_eval.backends.transformers.flash_slots import make_slots
 from distill_eval.backends.transformers.opening import open_ragged
@@ -237,8 +238,9 @@ def test_steps_that_cannot_be_recorded_are_made_one_by_one(monkeypatch: pytest.M
     assert plain._replay(2) is None  # the next wave does not try again
 
 
-def test_unused_slots_stay_within_learnt_positions(monkeypatch: pytest.MonkeyPatch):
-    """A recorded step advances slots that hold nothing; their positions must not leave the model's table."""
+@pytest.fixture
+def flash_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the slots for flash attention be tried without a GPU."""
 
     def flash(query: Any, keys: Any, values: Any, *ends: Any, scaling: Any, used: Any, **_: Any) -> Any:
         count = len(query)
@@ -249,8 +251,33 @@ def test_unused_slots_stay_within_learnt_positions(monkeypatch: pytest.MonkeyPat
             :, :, 0
         ]
 
-    monkeypatch.setattr("distill_eval.backends.transformers.slots.uses_flash", lambda *_: True)
-    monkeypatch.setattr("distill_eval.backends.transformers.slots.flash_attention", flash)
+    monkeypatch.setattr(flash_slots, "uses_flash", lambda *_: True)
+    monkeypatch.setattr(flash_slots, "flash_attention", flash)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["llama", "kda"])
+def test_long_contexts_are_stepped_a_few_at_a_time(
+    kind: str, at_once: int, flash_on_cpu: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(flash_slots, "LONG_CAPACITY", 30)
+    device = SimpleNamespace(multi_processor_count=2 * at_once)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: device)
+    model = other_model(kind, MODELS)
+    read, _ = open_ragged(model)
+    assert read is not None
+    whole = texts(20, 9, 15)
+    slots = make_slots(read, 3, 32)
+    for text in whole:
+        slots.fill(text[:-2], 100)
+    for place in (-2, -1):
+        logits = slots.forward(torch.tensor([text[place] for text in whole]))
+    for row, text in enumerate(whole):
+        torch.testing.assert_close(logits[row], alone(model, text)[-1], atol=2e-5, rtol=1e-4)
+
+
+def test_unused_slots_stay_within_learnt_positions(flash_on_cpu: None):
+    """A recorded step advances slots that hold nothing; their positions must not leave the model's table."""
     model = other_model("learnt positions", MODELS)
     read, reason = open_ragged(model)
     assert read is not None, reason
