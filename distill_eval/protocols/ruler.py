@@ -222,9 +222,7 @@ def _steered(
         inner["datasets"] = essays
     if "download_json" in own and data_dir is not None:
         changed["download_json"] = lambda url: _questions(name, url, data_dir)
-    if "RNG" in own:  # which lm-eval leaves as the samples before left it
-        changed["RNG"] = random.Random(42)
-        changed["RNG"].shuffle(list(own["WORDS"]))
+    changed |= _fresh_rng(own)
     with (
         mock.patch.dict(source, inner),
         mock.patch.dict(own, changed),
@@ -235,6 +233,15 @@ def _steered(
             yield
         finally:
             _forget_data(own)
+
+
+def _fresh_rng(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a module's own random numbers as they are when lm-eval has just loaded it; samples leave them moved."""
+    if "RNG" not in own:
+        return {}
+    fresh = random.Random(42)
+    fresh.shuffle(list(own["WORDS"]))
+    return {"RNG": fresh}
 
 
 def _forget_data(own: Mapping[str, Any]) -> None:
@@ -272,7 +279,7 @@ def _check_nltk() -> None:
         ) from None
 
 
-def _check_room(name: str, own: Mapping[str, Any], tokenizer: Any, length: int) -> None:
+def _check_room(name: str, own: dict[str, Any], tokenizer: Any, length: int) -> None:
     """Refuse a length in which lm-eval's generators would look for a shorter sample for ever."""
     from distill_eval.protocols.lmeval_tasks import engine_seeds
 
@@ -280,7 +287,7 @@ def _check_room(name: str, own: Mapping[str, Any], tokenizer: Any, length: int) 
         return sum(len(tokenizer(text).input_ids) for text in texts)
 
     least = 0.0
-    with engine_seeds():
+    with engine_seeds(), mock.patch.dict(own, _fresh_rng(own)):
         if name == "ruler_vt":
             smallest, _ = own["generate_input_output"](10, 1, 4)
             shown, _ = own["generate_input_output"](5, 1, 4, is_icl=True)

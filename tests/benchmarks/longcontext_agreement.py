@@ -11,6 +11,7 @@ where two tokens are nearly equal: each difference is listed with the lead of ou
 
 import argparse
 import hashlib
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -149,6 +150,7 @@ def _theirs(
     import lm_eval.tasks
     from lm_eval.tasks.ruler import prepare_niah
 
+    sys.modules.pop("lm_eval.tasks.ruler.cwe_utils", None)  # its random numbers go on from call to call
     if data_dir is not None:
         prepare_niah.datasets = SimpleNamespace(load_dataset=lambda *_, **__: ruler._essays(task, data_dir))
     metadata = {"pretrained": str(checkpoint.folder), "max_seq_lengths": [length]}

@@ -42,7 +42,8 @@ def load(tmp_path, tokenizer, made_data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "length"), [("niah_single_1", 500), ("niah_multivalue", 1400), ("ruler_vt", 1500)]
+    ("name", "length"),
+    [("niah_single_1", 500), ("niah_multivalue", 1400), ("ruler_vt", 1500), ("ruler_cwe", 3000)],
 )
 def test_they_are_the_first_that_lm_eval_makes(load, folder, tmp_path, monkeypatch, name, length):
     import numpy as np
@@ -50,6 +51,7 @@ def test_they_are_the_first_that_lm_eval_makes(load, folder, tmp_path, monkeypat
 
     from distill_eval.protocols.lmeval_tasks import quiet_engine
 
+    sys.modules.pop("lm_eval.tasks.ruler.cwe_utils", None)  # its random numbers go on from call to call
     ours = load([name], [length + 100, length])[0].items
     path = ruler._task_file(name)
     make = load_yaml(path, resolve_func=True)["custom_dataset"]
@@ -79,7 +81,10 @@ def test_a_length_does_not_depend_on_the_others_nor_on_the_caller(load, tmp_path
 
 def test_word_lists_do_not_depend_on_those_before(load, tmp_path):
     once = load(["ruler_cwe"], [3000])[0].items
+    lm_evals = sys.modules["lm_eval.tasks.ruler.cwe_utils"].RNG
+    before = lm_evals.getstate()
     again = load(["ruler_cwe"], [3000], cache_dir=tmp_path / "other")[0].items
+    assert lm_evals.getstate() == before
     assert [item.prompt for item in once] == [item.prompt for item in again]
 
 
