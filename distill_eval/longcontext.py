@@ -80,6 +80,7 @@ def run_longcontext(
         go_offline(options.data_dir)
     lengths = tuple(lengths or default_lengths(checkpoints[0]))
     _check_backend(checkpoints, tasks, lengths, options)
+    _check_memory(checkpoints, tasks, lengths, options)
     pairs = [(each, options_for(each, checkpoints[0], options, template)) for each in checkpoints]
     loaded = _load(pairs, tasks, lengths, on_progress)
     for (checkpoint, own), its_tasks in zip(pairs, loaded, strict=True):
@@ -132,10 +133,10 @@ def _check_backend(
     """Refuse lengths that a backend other than transformers would refuse in the middle of the run."""
     measured = any(longcontext.family_of(task) == longcontext.MADE_TO_MEASURE for task in tasks)
     given = dict(options.backend_options).get("max_model_len")
-    if options.backend in ("transformers", "fake") or given or not measured:
+    if options.backend in ("transformers", "fake") or not measured:
         return
     for checkpoint in checkpoints:
-        most = checkpoint.max_positions
+        most = int(given) if given is not None and str(given).isdigit() else checkpoint.max_positions
         if most is not None and max(lengths) > most:
             remedy = (
                 "; with VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 give --backend-option max_model_len=N"
@@ -177,6 +178,26 @@ def _room(checkpoint: Checkpoint, options: RunOptions) -> int:
     """Return the most tokens, answers included, of prompts that are cut to fit."""
     known = [most for most in (checkpoint.max_positions, options.max_length) if most is not None]
     return min(known, default=sys.maxsize)
+
+
+def _check_memory(
+    checkpoints: Sequence[Checkpoint], tasks: Sequence[str], lengths: Sequence[int], options: RunOptions
+) -> None:
+    """Refuse lengths that cannot fit, before minutes are spent on texts of them."""
+    if options.backend != "transformers" or all(name.startswith("longbench") for name in tasks):
+        return
+    from distill_eval.backends.transformers import costs, memory, model
+
+    device = model.choose_device(options.device)
+    for checkpoint in checkpoints:
+        dtype = model.choose_dtype(options.dtype, device, checkpoint)
+        memory.check_text_fits(
+            costs.estimate_costs(checkpoint, dtype),
+            device,
+            max(lengths),
+            where=f"checkpoint '{checkpoint.label}' ({checkpoint.folder})",
+            max_memory_gib=options.max_memory_gib,
+        )
 
 
 def _check_room(checkpoint: Checkpoint, options: RunOptions, tasks: Sequence[LongTask]) -> None:

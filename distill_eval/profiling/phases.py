@@ -19,7 +19,11 @@ BATCH_CHUNK = 4096
 
 
 class Slotted:
-    """Prompts and steps as the backend runs them."""
+    """Prompts and steps in the backend's slots.
+
+    Its kernels, but not its plan: a short prompt's reading is recorded here, which pays for one length alone, and a
+    long one is read at once.
+    """
 
     def __init__(
         self,

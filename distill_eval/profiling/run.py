@@ -218,13 +218,17 @@ class _Work:
         if left and len(left) == len(shapes) and not loaded:
             for shape in left:
                 keep(Point(*shape, _status(ended), f"while loading: {ended.reason(self.silence_s)}"))
-        elif ended.code and left and not stopped:
+        elif left and not stopped:
             keep(Point(*left[0], _status(ended), ended.reason(self.silence_s)))
 
     def _keep_loaded(self, place: int, line: dict[str, Any]) -> None:
-        found = self.profile.checkpoints[place]
+        found, name = self.profile.checkpoints[place], line["device_name"]
+        if self.profile.device_name not in ("", name):
+            raise OptionError(
+                f"--out {self.out}: this profile was measured on {self.profile.device_name}, this is {name}; name"
+                " another folder"
+            )
         if not self.profile.device_name:
-            name = line["device_name"]
             speeds = line.get("device")
             if speeds is None and (known := find_device(name)) is not None:
                 speeds = asdict(known)

@@ -54,7 +54,7 @@ class TransformersEngine:
         if self._options.max_memory_gib is not None and self._device != "cpu":
             total = torch.cuda.get_device_properties(self._device).total_memory
             share = min(1.0, self._options.max_memory_gib * 2**30 / total)
-            torch.cuda.set_per_process_memory_fraction(share, self._device)
+            torch.cuda.set_per_process_memory_fraction(share, torch.device(self._device).index or 0)
         self._model = _load(self._target, self._options, self._device)
         self._ragged, why = open_ragged(self._model)
         weights = {w.untyped_storage()._cdata: w.untyped_storage().nbytes() for w in self._model.parameters()}
@@ -120,8 +120,14 @@ class TransformersEngine:
         if not opened.filled:
             ids = self._prompt(opened.context)
             self._guarded(lambda: opened.fill(ids))
-        self._guarded(opened.rewind)
+        self._guarded(lambda: self._finished(opened.rewind))
         return self._guarded(lambda: _timed(lambda: opened.decode(num_tokens)))
+
+    def _finished(self, work: Callable[[], Any]) -> None:
+        """Do ``work`` and wait until the device has done it, too: what is timed next must not pay for it."""
+        work()
+        if self._device != "cpu":
+            torch.cuda.synchronize(self._device)
 
     def cache_bytes(self) -> CacheSize:
         opened = self._opened
@@ -200,6 +206,7 @@ def _load(target: Target, options: ProfileOptions, device: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(target.folder, trust_remote_code=target.trust_remote_code)
         name = options.dtype if options.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
+        torch.manual_seed(options.seed)
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=loading.DTYPES[name], attn_implementation=attention

@@ -172,3 +172,11 @@ def test_default_lengths(positions, lengths):
         max_positions = positions
 
     assert default_lengths(Checkpoint) == lengths
+
+
+def test_what_cannot_fit_is_refused_before_texts_are_made(folders, places, tmp_path, command):
+    arguments = ["--tasks", "niah_single_1", "--lengths", "400", "--max-memory", "0.01", *places]
+    done = command("longcontext", folders[0], *arguments)
+    assert done.code == 2
+    assert "for its weights and a text of 400 tokens: it takes" in done.error_lines[-1]
+    assert not (tmp_path / "cache" / "longcontext").exists()

@@ -1,5 +1,6 @@
 """A profile by the simulated engine as a program: ``python -m tests.profiling.parent FOLDER``."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ def no_formulas(config: object) -> None:
 
 
 if __name__ == "__main__":
+    # A shell without job control starts what is in its background with SIGINT ignored, and so do we then.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     BACKENDS["simulated"] = "tests.profiling.engines:make"
     run.read_architecture = no_formulas  # type: ignore[assignment]
     out = Path(sys.argv[1])

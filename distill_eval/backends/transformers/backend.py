@@ -21,7 +21,7 @@ from distill_eval.backends.transformers import (
     scoring,
 )
 from distill_eval.backends.transformers.costs import Costs, estimate_costs, measure_costs
-from distill_eval.backends.transformers.ragged import RaggedModel, steady_positions
+from distill_eval.backends.transformers.ragged import RaggedModel, has_position_table, steady_positions
 from distill_eval.backends.transformers.repetition import SETTINGS
 from distill_eval.backends.transformers.stopping import full_decoder, part_decoder
 from distill_eval.checkpoints.architectures import architecture_numerics
@@ -215,9 +215,10 @@ class TransformersBackend:
             if not request.prompt or request.max_new_tokens < 1:
                 raise BackendError(f"{self._where()}: a generation needs a prompt and at least one new token")
         if requests:  # else nothing to load the model for
-            refusals.check_generated_length(
-                self._where(), max(requests, key=decoding.generated_width), self._most_generated
-            )
+            most = self._most_generated
+            if most is None and has_position_table(self._load()[0]):
+                most = self.checkpoint.max_positions
+            refusals.check_generated_length(self._where(), max(requests, key=decoding.generated_width), most)
             self._check_vocabulary(max(max(request.prompt) for request in requests))
         remaining = set(range(len(requests)))
         while remaining:

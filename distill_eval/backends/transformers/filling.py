@@ -28,14 +28,19 @@ class MaskedFilling:
     def attend(self, layer, query, key, value, scaling):
         keys, values = self._held(layer, key, value)
         keys[:, self._part], values[:, self._part] = key[0], value[0]
+        keys, values = (x[None, :, : self._part.stop] for x in (keys, values))
+        if query.is_cuda and query.shape[1] != key.shape[1]:
+            # In float32 CUDA has a fused kernel for equal heads alone; the other makes all scores at once.
+            groups = query.shape[1] // key.shape[1]
+            keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
         return F.scaled_dot_product_attention(
             query,
-            keys[None, :, : self._part.stop],
-            values[None, :, : self._part.stop],
+            keys,
+            values,
             attn_mask=self._mask,
             is_causal=self._mask is None,
             scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=query.shape[1] != keys.shape[1],
         ).transpose(1, 2)
 
 

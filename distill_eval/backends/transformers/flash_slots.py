@@ -36,7 +36,9 @@ class FlashSlots(Slots):
     def __init__(self, model: RaggedModel, num_slots: int, capacity: int) -> None:
         super().__init__(model, num_slots, capacity)
         self._ends = torch.arange(num_slots + 1, dtype=torch.int32, device=model.device)
-        self._positions = getattr(model.config, "max_position_embeddings", None) or capacity
+        most = getattr(model.config, "max_position_embeddings", None) or capacity
+        # Rotary positions go on beyond those a checkpoint declares; only a table ends.
+        self._positions = most if model.has_position_table else capacity
         self._static: dict[tuple[int, str], torch.Tensor] = {}
 
     @torch.inference_mode()

@@ -44,6 +44,7 @@ PREFILL_SHARE = 0.25  # of the memory for generation; the rest is for slots
 LONG_TOKENS = {"cpu": 1024, "cuda": 4096}
 CHUNK_TOKENS = {"cpu": 1024, "cuda": 32768}
 LEAST_CHUNK = 256
+MASK_BYTES = {"cpu": 5}  # for a query and a key of a chunk that is not the first
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_LIST = Path("/proc/self/cgroup")
@@ -221,13 +222,18 @@ def plan_generation(
     capacity = math.ceil(longest / SLOT_TOKENS) * SLOT_TOKENS
     slot = costs.cache.of(capacity) + costs.per_token + (1 + SAMPLING_COPIES) * costs.per_logits
     room = usable_memory(device, max_memory_gib)
-    long, chunk = LONG_TOKENS[_kind(device)], CHUNK_TOKENS[_kind(device)]
+    kind = _kind(device)
+    long, chunk = LONG_TOKENS[kind], CHUNK_TOKENS[kind]
     if not chunked:
         long = chunk = longest_prompt
-    while chunked and chunk > LEAST_CHUNK and slot + _prompt_bytes(costs, longest_prompt, long, chunk) > room:
+    while (
+        chunked
+        and chunk > LEAST_CHUNK
+        and slot + _prompt_bytes(costs, longest_prompt, long, chunk, kind) > room
+    ):
         chunk //= 2
         long = min(long, chunk)
-    prompt = _prompt_bytes(costs, longest_prompt, long, chunk)
+    prompt = _prompt_bytes(costs, longest_prompt, long, chunk, kind)
     if slot + prompt > room:
         what = f"to generate a text of {longest} tokens"
         raise not_enough_memory(where, what, slot + prompt, room, device, max_memory_gib)
@@ -242,11 +248,28 @@ def plan_generation(
     return GenerationBudget(num_slots, capacity, prefill_tokens, long, chunk)
 
 
-def _prompt_bytes(costs: Costs, num_tokens: int, long: int, chunk: int) -> int:
+def _prompt_bytes(costs: Costs, num_tokens: int, long: int, chunk: int, kind: str) -> int:
     """Return the bytes of reading one prompt, beside its slot: with others, its keys and values exist a second time."""
     if num_tokens <= long:
         return costs.pass_bytes(num_tokens, width=num_tokens) + costs.cache.of(num_tokens)
-    return costs.pass_bytes(min(num_tokens, chunk), width=num_tokens) + costs.cache.per_sequence
+    chunk = min(num_tokens, chunk)
+    # What a later chunk may see, as torch's attention takes it on a CPU: a byte, and its float32 copy.
+    mask = MASK_BYTES.get(kind, 0) * chunk * num_tokens
+    return costs.pass_bytes(chunk, width=num_tokens) + costs.cache.per_sequence + mask
+
+
+def check_text_fits(
+    costs: Costs, device: str, num_tokens: int, *, where: str, max_memory_gib: float | None = None
+) -> None:
+    """Raise BackendError, before the model is loaded, unless one text of ``num_tokens`` can be read beside its weights.
+
+    The least that it takes: weights, its keys, values and states, and a pass over the smallest chunk.
+    """
+    needed = costs.weights + costs.cache.of(num_tokens) + costs.pass_bytes(min(num_tokens, LEAST_CHUNK))
+    free = free_memory(device, max_memory_gib)
+    if needed > free:
+        what = f"for its weights and a text of {num_tokens} tokens"
+        raise not_enough_memory(where, what, needed, free, device, max_memory_gib)
 
 
 def check_weights_fit(costs: Costs, device: str, *, where: str, max_memory_gib: float | None = None) -> None:

@@ -97,6 +97,7 @@ class RaggedModel:
         self._takes_cu_seqlens = "cu_seqlens" in known and bool(self.recurrent_layers)
         # On its own, logits can be made a few rows at a time.
         self._head = find_head(model)
+        self.has_position_table = has_position_table(model)
         self.unrecordable = ""  # why its steps cannot be recorded as a CUDA graph, once that was tried
 
     @contextmanager
@@ -199,6 +200,12 @@ def find_head(model: Any) -> Any | None:
     logits = model(input_ids=ids, use_cache=False).logits
     alone = head(hidden)
     return head if alone.shape == logits.shape and torch.equal(alone.float(), logits.float()) else None
+
+
+def has_position_table(model: Any) -> bool:
+    """Whether a model looks its positions up (GPT-2 and OPT do), so that there are none beyond the last."""
+    tokens = model.get_input_embeddings()
+    return any(isinstance(part, torch.nn.Embedding) and part is not tokens for part in model.modules())
 
 
 def steady_positions(config: Any) -> int | None:

@@ -230,8 +230,11 @@ class Slots:
         self._group()
 
     def snapshot(self) -> tuple[list[torch.Tensor], list[int]]:
-        """Return what ``restore`` goes back to: keys and values need not be kept, later ones are written over."""
-        return [tensor.clone() for tensor in self.moving()], list(self._longest)
+        """Return what ``restore`` goes back to, of slots that all hold the same: the first one's.
+
+        Keys and values need not be kept, later ones are written over.
+        """
+        return [tensor[:1].clone() for tensor in self.moving()], list(self._longest)
 
     @torch.inference_mode()
     def restore(self, snapshot: tuple[list[torch.Tensor], list[int]]) -> None:
@@ -272,7 +275,7 @@ class Slots:
     def _restore_states(self, kept: Sequence[torch.Tensor]) -> None:
         held = [states for layer in self.model.recurrent_layers for states in self._states(layer)]
         for states, tensor in zip(held, kept, strict=True):
-            states[0] = tensor
+            states[0] = tensor.repeat_interleave(self.num_slots, dim=0)
 
     def _by_slot(self) -> list[torch.Tensor]:
         """Return every tensor whose first dimension is the slots."""

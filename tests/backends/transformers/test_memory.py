@@ -182,12 +182,17 @@ def test_long_prompts_are_read_in_chunks_that_fit(machine: SimpleNamespace):
     long = {**WANTED, "longest": 131_200, "longest_prompt": 131_072}
     plan = plan_generation(COSTS, "cpu", **long)
     slot = COSTS.cache.of(131_200) + COSTS.per_token + 4 * COSTS.per_logits
+    mask = 5 * 131_072  # a query's
     assert plan.chunk_tokens == 1024
     # Nothing but one chunk's pass is kept free beside the slots.
-    assert plan.num_slots == 1 << int((0.85 * 12 * GIB - COSTS.pass_bytes(1024)) / slot).bit_length() - 1
-    machine.available = int((slot + COSTS.pass_bytes(300)) / 0.85)
-    assert plan_generation(COSTS, "cpu", **long) == GenerationBudget(1, plan.capacity, 256, 256, 256)
-    machine.available = int((slot + COSTS.pass_bytes(100)) / 0.85)
+    assert (
+        plan.num_slots
+        == 1 << int((0.85 * 12 * GIB - COSTS.pass_bytes(1024) - mask * 1024) / slot).bit_length() - 1
+    )
+    machine.available = int((slot + COSTS.pass_bytes(300) + mask * 300) / 0.85)
+    tight = plan_generation(COSTS, "cpu", **long)
+    assert (tight.num_slots, tight.long_tokens, tight.chunk_tokens) == (1, 256, 256)
+    machine.available = int((slot + COSTS.pass_bytes(100) + mask * 100) / 0.85)
     with pytest.raises(BackendError, match=r"to generate a text of 131200 tokens: it takes \d"):
         plan_generation(COSTS, "cpu", **long)
     machine.available = 24 * GIB

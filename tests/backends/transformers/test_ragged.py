@@ -276,6 +276,18 @@ def test_long_contexts_are_stepped_a_few_at_a_time(
         torch.testing.assert_close(logits[row], alone(model, text)[-1], atol=2e-5, rtol=1e-4)
 
 
+def test_rotary_positions_go_on_beyond_those_declared(flash_on_cpu: None):
+    model = other_model("few positions", {"few positions": lambda: llama(max_position_embeddings=16)})
+    read, _ = open_ragged(model)
+    assert read is not None
+    text = texts(30)[0]
+    slots = make_slots(read, 1, 64)
+    slots.fill(text[:20], 100)
+    for place, token in enumerate(text[20:], start=20):
+        logits = slots.forward(torch.tensor([token]))
+        torch.testing.assert_close(logits[0], alone(model, text)[place], atol=2e-5, rtol=1e-4)
+
+
 def test_unused_slots_stay_within_learnt_positions(flash_on_cpu: None):
     """A recorded step advances slots that hold nothing; their positions must not leave the model's table."""
     model = other_model("learnt positions", MODELS)
