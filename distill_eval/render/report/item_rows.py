@@ -61,7 +61,7 @@ class Rows:
 def item_rows(frame: pd.DataFrame, tasks: Sequence[TaskSpec], checkpoints: Sequence[str]) -> Rows:
     """Arrange the records of these tasks and checkpoints; a record without a seed stands in every seed's row."""
     task_code, checkpoint_code, protocol_code = (
-        pd.Index(names).get_indexer(pd.Index(frame[column].to_numpy(object)))
+        pd.Index(names, dtype=object).get_indexer(pd.Index(frame[column].to_numpy(object), dtype=object))
         for column, names in (
             ("task", [task.name for task in tasks]),
             ("checkpoint", list(checkpoints)),
@@ -136,7 +136,7 @@ def _columns(frame: pd.DataFrame, tasks: Sequence[TaskSpec]) -> dict[str, Any]:
 
 def _texts(column: Any) -> np.ndarray:
     """Return strings, None where they are missing."""
-    values = column.to_numpy(object)
+    values = column.to_numpy(object, copy=True)
     values[column.isna().to_numpy()] = None
     return values
 
