@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from distill_eval.content import content_path
 from distill_eval.render.drawing import INK, PAPER
+from distill_eval.render.report.first import first_values
 from distill_eval.render.report.payload import SCRIPTS as ITEM_SCRIPTS
 from distill_eval.render.report.payload import ItemsPayload
+from distill_eval.render.report.provenance import provenance_values
 from distill_eval.render.report.sections import section_values
 from distill_eval.render.tables import column_groups
 from distill_eval.render.text import one_line, visible
@@ -18,6 +20,8 @@ from distill_eval.schema.report import ReportFigure, ReportSource
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+SECTIONS = ("first", "tasks", "ranking", "efficiency", "longcontext")
+"""Where figures stand; the templates get them by these names."""
 _STYLES = ("report.css", "tables.css")
 _METADATA = re.compile(r"<metadata>.*?</metadata>\s*", re.DOTALL)
 _NAMESPACE = re.compile(r'\sxmlns(:\w+)?="[^"]*"')
@@ -58,11 +62,13 @@ def render_page(
         scripts.append(_script(read(ITEM_SCRIPTS)))
     text = environment.get_template("report.html.jinja").render(
         source=source,
-        figures={name: [f for f in figures if f.section == name] for name in _sections(figures)},
+        figures={name: [figure for figure in figures if figure.section == name] for name in SECTIONS},
         items=items,
         style=Markup(read([*_STYLES, *(["items.css"] if items is not None else [])])),
         scripts=[Markup(script) for script in scripts],
         hashes=[_hash(script) for script in scripts],
+        **first_values(source),
+        **provenance_values(source),
         **section_values(source),
     )
     return text.encode("utf-8", "backslashreplace")
@@ -83,10 +89,6 @@ def inline_svg(figure: ReportFigure) -> "Markup":
 def csv_uri(figure: ReportFigure) -> str:
     """Return a figure's data as an address that holds it."""
     return f"data:text/csv;base64,{base64.b64encode(figure.csv).decode()}"
-
-
-def _sections(figures: Sequence[ReportFigure]) -> list[str]:
-    return list(dict.fromkeys(figure.section for figure in figures))
 
 
 def _script(text: str) -> str:
