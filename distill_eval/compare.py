@@ -14,9 +14,11 @@ from distill_eval.checkpoints import resolve_checkpoint
 from distill_eval.content import default_cache_dir
 from distill_eval.data import go_offline, read_manifest, resolve_data_dir
 from distill_eval.errors import OptionError
-from distill_eval.render import html, latex
+from distill_eval.render import latex
 from distill_eval.render.explanation import explanation_sections
 from distill_eval.render.probes import probe_notes, probe_warnings
+from distill_eval.render.report.figures import report_figures
+from distill_eval.render.report.page import render_page
 from distill_eval.render.tables import render_latex
 from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for, plan_tasks, run_checkpoint
 from distill_eval.runs import check_writable, to_json, write_run
@@ -24,6 +26,7 @@ from distill_eval.schema.checkpoints import Checkpoint
 from distill_eval.schema.explanation import Explanation
 from distill_eval.schema.gate import REFUSAL
 from distill_eval.schema.records import Record
+from distill_eval.schema.report import ReportSource
 from distill_eval.schema.results import Results
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
@@ -207,12 +210,13 @@ def write_comparison(
     results = compare_records(frame, tasks, checkpoints)
     results = replace(results, notes=(*notes, *results.notes), warnings=(*warnings, *results.warnings))
     explanation = explain_records(frame, tasks, checkpoints)
+    source = ReportSource(results, explanation, tuple(tasks), frame, facts)
     sections = explanation_sections(explanation)
     table = latex.render_table1(results)
     further = [render_latex(part) for _, tables in sections for part in tables]
     files = {
         "explanation.json": to_json(asdict(explanation)),
-        "report.html": html.render_report(results, facts, frame, sections).encode(),
+        "report.html": render_page(source, report_figures(source)),
         "table1.tex": latex.render_document(table).encode(),
         "table1_body.tex": table.encode(),
         "tables.tex": latex.render_document("\n\\clearpage\n".join(further)).encode(),
