@@ -19,6 +19,7 @@ from distill_eval.render.explanation import explanation_sections
 from distill_eval.render.probes import probe_notes, probe_warnings
 from distill_eval.render.report.figures import report_figures
 from distill_eval.render.report.page import render_page
+from distill_eval.render.report.payload import encode_items
 from distill_eval.render.tables import render_latex
 from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for, plan_tasks, run_checkpoint
 from distill_eval.runs import check_writable, to_json, write_run
@@ -216,7 +217,7 @@ def write_comparison(
     further = [render_latex(part) for _, tables in sections for part in tables]
     files = {
         "explanation.json": to_json(asdict(explanation)),
-        "report.html": render_page(source, report_figures(source)),
+        "report.html": render_page(source, report_figures(source), encode_items(source, 20_000_000)),
         "table1.tex": latex.render_document(table).encode(),
         "table1_body.tex": table.encode(),
         "tables.tex": latex.render_document("\n\\clearpage\n".join(further)).encode(),
