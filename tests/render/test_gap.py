@@ -16,7 +16,7 @@ from distill_eval.schema.gap import (
     SubsetPart,
     TaskGap,
 )
-from distill_eval.schema.results import Estimate, Results
+from distill_eval.schema.results import Estimate
 
 
 def about(value: float) -> Estimate:
