@@ -7,6 +7,7 @@ import pytest
 from distill_eval.render.report.figures import report_figures
 from distill_eval.render.report.page import render_page
 from distill_eval.render.report.payload import encode_items
+from distill_eval.schema.records import UNKNOWN_TOKENS
 from tests.made_reports import make_source
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -177,3 +178,15 @@ def test_nothing_that_hinders_people(report, open_page, scheme):
     found = axe.Axe().run(page).response["violations"]
     serious = [each for each in found if each["impact"] in ("serious", "critical")]
     assert [(each["id"], each["nodes"][0]["html"][:200]) for each in serious] == []
+
+
+def test_a_length_that_no_engine_told_is_not_claimed(tmp_path, open_page):
+    source = make_source(2, 1, 4)
+    source = dataclasses.replace(source, frame=source.frame.assign(num_output_tokens=UNKNOWN_TOKENS))
+    (tmp_path / "report.html").write_bytes(render_page(source, items=encode_items(source, 10**6)))
+    page = open_page(tmp_path / "report.html")
+    page.wait_for_selector("#items[data-read=all]")
+    page.click("#items [role=option] >> nth=0")
+    text = page.inner_text("#items [data-part=detail]")
+    assert "unknown" in text
+    assert "-1" not in text.replace("student-1", "")

@@ -116,7 +116,7 @@ def test_a_figure_is_named_in_words_and_links_its_data(source):
 def test_says_what_matters(source):
     text = Page(render_page(source, [SLOPE])).text
     assert "17.1 pp behind when it must generate" in text
-    assert "Warning: student <failed>" in text
+    assert text.index("Warning: student <failed>") < text.index("17.1 pp behind")  # on top of everything
     assert "mind <this>" in text
     assert "student 1 passed, 1 FAILED" in text  # probes
     assert "left-padded batch KL <0.41>1/24FAILED2.1e-053.0e-0601.0e-1197.5" in text
