@@ -1,10 +1,8 @@
-"""Draw a Table (schema/tables.py) in a terminal, as HTML rows, as LaTeX and as Markdown."""
+"""Draw a Table (schema/tables.py) in a terminal and as Markdown; latex.py and the report's page draw it, too."""
 
-import re
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from distill_eval.render.latex import escape
 from distill_eval.render.text import one_line
 from distill_eval.schema.tables import Column, Table
 
@@ -28,32 +26,6 @@ def print_table(table: Table, console: "Console") -> None:
 def column_groups(columns: tuple[Column, ...]) -> list[tuple[str, int]]:
     """Return the headings over the columns' headings, each with how many columns it spans."""
     return [(name, len(list(part))) for name, part in groupby(columns, key=lambda column: column.group)]
-
-
-def render_latex(table: Table, *, label: str = "") -> str:
-    """Return a LaTeX table (needs booktabs and graphicx), scaled down where it is wider than the page."""
-    types = "".join("l" if column.align == "left" else "r" for column in table.columns)
-    lines = [r"\begin{table}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
-    lines.append(rf"\caption{{{' '.join(escape(text) for text in (_sentence(table.title), *table.notes))}}}")
-    # A name holds checkpoints' labels, in which TeX would find its own signs.
-    name = re.sub(r"[^A-Za-z0-9:.+-]", "-", label or table.name)
-    lines.append(rf"\label{{tab:{name}}}")
-    lines += [r"\setbox0=\hbox{%", rf"\begin{{tabular}}{{@{{}}{types}@{{}}}}", r"\toprule"]
-    if any(column.group for column in table.columns):
-        lines += _latex_groups(table)
-    lines += [" & ".join(escape(column.heading) for column in table.columns) + r" \\", r"\midrule"]
-    for number, row in enumerate(table.rows):
-        if number in table.rules and number:
-            lines.append(r"\midrule")
-        cells = [_latex_cell(text, (number, place) in table.strong) for place, text in enumerate(row)]
-        lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}}%"]
-    lines += [
-        r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\leavevmode\box0\fi",
-        r"\end{table}",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def render_markdown(table: Table) -> str:
@@ -127,27 +99,6 @@ def _print_paragraphs(table: Table, console: "Console") -> None:
             if text:
                 name = f"{column.group} {column.heading}" if column.group else column.heading
                 console.print(Text(f"  {one_line(name)}: {one_line(text)}"))
-
-
-def _latex_groups(table: Table) -> list[str]:
-    cells, rules, start = [], [], 1
-    for name, count in column_groups(table.columns):
-        cells.append(rf"\multicolumn{{{count}}}{{c}}{{{escape(name)}}}")
-        if name:
-            rules.append(rf"\cmidrule(lr){{{start}-{start + count - 1}}}")
-        start += count
-    return [" & ".join(cells) + r" \\", " ".join(rules)]
-
-
-def _latex_cell(text: str, strong: bool) -> str:
-    escaped = escape(text)
-    if text[:1] in "+-" and text[1:2].isdigit():
-        escaped = f"${text[0]}${escape(text[1:])}"
-    return rf"\textbf{{{escaped}}}" if strong and text else escaped
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def escape_markdown(text: str) -> str:
