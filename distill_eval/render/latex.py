@@ -4,7 +4,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from itertools import groupby
-from textwrap import wrap
 
 from distill_eval.render.text import one_line
 from distill_eval.schema.tables import Column, Table
@@ -49,27 +48,24 @@ PREAMBLE = r"""% What the tables beside this file need.
 
 _DOCUMENT = r"""\documentclass[10pt]{article}
 %s\usepackage[a4paper,landscape,margin=1.5cm]{geometry}
-%% Nothing but tables: as many on a page as fit, from its top.
-\setcounter{topnumber}{20}
-\setcounter{totalnumber}{20}
-\renewcommand{\topfraction}{1}
-\renewcommand{\textfraction}{0}
-\renewcommand{\floatpagefraction}{0.01}
+%% Nothing but tables: one below the other, not floating.
 \makeatletter
-\setlength{\@fptop}{0pt}
-\setlength{\@fpsep}{24pt}
-\setlength{\@fpbot}{0pt plus 1fil}
+\renewenvironment{table}[1][]%%
+  {\par\noindent\begin{minipage}{\linewidth}\def\@captype{table}}%%
+  {\end{minipage}\par\bigskip}
 \makeatother
 \begin{document}
 %s\end{document}
 """
 
 _MAX_WIDTH = 1080.0  # points: about 70% of it is a landscape page
-_MAX_ROWS = 34  # lines of a landscape page that a caption leaves
+_MAX_LINES = 44  # of a landscape page at \\small
+_CAPTION_LINE = 125  # characters, at least
+_RULE_LINES, _TABLE_LINES = 0.5, 3.0  # what a rule and what a table's own rules and space below take
 _POINTS = 4.9  # of a character at \small, on average
 _SMALL_POINTS = 3.7
 _SEPARATION = 8.0
-_NAME_LIMIT, _HEAD_LIMIT = 34, 16  # characters of a line
+_NAME_LIMIT, _HEAD_LIMIT = 48, 16  # characters of a line
 _LONGEST_NAME, _LONGEST_WORD, _LONGEST_CAPTION = 160, 80, 1800
 
 # A number as our own code writes them, perhaps marked, perhaps with its interval; an interval or a ratio alone.
@@ -84,16 +80,18 @@ def render_latex(table: Table, *, label: str = "") -> str:
     A table wider than a line is scaled down to it; where that would leave less than about 70% of a landscape page's
     size, groups of columns go below one another. ``label`` is the table's name after ``tab:``.
     """
-    lines = []
+    lines, caption = [], _caption(table)
     # A name holds checkpoints' labels, in which TeX would find its own signs.
     name = re.sub(r"[^A-Za-z0-9:._+-]", "-", label or table.name)
-    for number, parts in enumerate(_pages(table)):
+    for number, parts in enumerate(_pages(table, caption)):
         lines += [r"\begin{table}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
         lines += [r"\setlength{\belowcaptionskip}{6pt}", r"\setlength{\emergencystretch}{3em}"]
         if number == 0:
-            lines += [rf"\caption{{{_caption(table)}}}", rf"\label{{tab:{name}}}"]
+            lines += [rf"\caption{{{caption}}}", rf"\label{{tab:{name}}}"]
         else:
-            lines.append(rf"Table~\thetable{{}} (continued): {paragraph(_sentence(table.title))}\par\medskip")
+            lines.append(
+                rf"Table~\thetable{{}} (continued): {paragraph(_cut(table.title, _CAPTION_LINE))}\par\medskip"
+            )
         for place, part in enumerate(parts):
             lines += [r"\par\medskip"] if place else []
             lines += _tabular(part)
@@ -122,8 +120,7 @@ def paragraph(text: str) -> str:
         if _FIGURE.fullmatch(word):
             words.append(_signed(word))
             continue
-        if len(word) > _LONGEST_WORD:
-            word = f"{word[:_LONGEST_WORD]}[...]"
+        word = _cut(word, _LONGEST_WORD)
         parts = [word] if len(word) <= _HEAD_LIMIT and word.isascii() else re.findall(r".{1,8}", word)
         words.append(r"\allowbreak{}".join(escape(part) for part in parts))
     return " ".join(words)
@@ -145,7 +142,8 @@ def _escape_character(character: str) -> str:
 
 def _caption(table: Table) -> str:
     """Title and notes, as many as fit; a report's page has all of them."""
-    title, texts, left = _sentence(table.title), [], _LONGEST_CAPTION
+    title, texts = _sentence(_cut(table.title, _LONGEST_CAPTION // 2)), []
+    left = _LONGEST_CAPTION - len(title)
     for note in table.notes:
         left -= len(note)
         if left >= 0:
@@ -153,22 +151,23 @@ def _caption(table: Table) -> str:
     missing = len(table.notes) - len(texts)
     if missing:
         texts.append(f"{missing} more note{'s' if missing > 1 else ''} in report.html.")
-    return " ".join(paragraph(text) for text in (title[:_LONGEST_CAPTION], *texts))
+    return " ".join(paragraph(text) for text in (title, *texts))
 
 
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def _pages(table: Table) -> list[list[Table]]:
+def _pages(table: Table, caption: str) -> list[list[Table]]:
     """Cut a table into what fits beside and below one another: pages of parts."""
-    parts = [part for panel in _panels(table) for part in _sections(panel)]
-    pages, room = [], 0
+    free = _MAX_LINES - 1 - len(caption) // _CAPTION_LINE
+    parts = [part for panel in _panels(table) for part in _sections(panel, free - _head_lines(panel))]
+    pages, room = [], 0.0
     for part in parts:
-        height = sum(_heights(part)) + 4
+        height = _head_lines(part) + _RULE_LINES * len(part.rules) + sum(_heights(part))
         if not pages or height > room:
             pages.append([])
-            room = _MAX_ROWS + 4
+            room = free
         pages[-1].append(part)
         room -= height
     return pages
@@ -205,13 +204,15 @@ def _columns_of(table: Table, places: Sequence[int]) -> Table:
     return Table(table.name, table.title, columns, rows, table.rules, frozenset(strong))
 
 
-def _sections(table: Table) -> list[Table]:
-    """Cut too long a table at its rules, else between rows."""
-    heights = _heights(table)
+def _sections(table: Table, most: float) -> list[Table]:
+    """Cut a table of more than ``most`` lines at its rules, else above a row that has a name."""
+    heights = [h + _RULE_LINES * (row in table.rules) for row, h in enumerate(_heights(table))]
+    named = [row for row, cells in enumerate(table.rows) if cells[0]]
     cuts, begin = [], 0
     for row in range(len(heights)):
-        if row > begin and sum(heights[begin : row + 1]) > _MAX_ROWS:
-            begin = max((rule for rule in table.rules if begin < rule <= row), default=row)
+        if row > begin and sum(heights[begin : row + 1]) > most:
+            inside = [[place for place in places if begin < place <= row] for places in (table.rules, named)]
+            begin = max(inside[0] or inside[1] or [row])
             cuts.append(begin)
     if not cuts:
         return [table]
@@ -221,6 +222,12 @@ def _sections(table: Table) -> list[Table]:
         rules = tuple(rule - low for rule in table.rules if low < rule < high)
         parts.append(Table(table.name, table.title, table.columns, table.rows[low:high], rules, strong))
     return parts
+
+
+def _head_lines(table: Table) -> float:
+    groups = [len(_lines(name, _HEAD_LIMIT * 2)) for name in {c.group for c in table.columns} if name]
+    heads = [len(_lines(column.heading, _HEAD_LIMIT)) for column in table.columns]
+    return _TABLE_LINES + max(groups, default=0) + max(heads)
 
 
 def _heights(table: Table) -> list[int]:
@@ -235,10 +242,10 @@ def _width(table: Table, place: int) -> float:
     """Estimate a column's width in points."""
     column = table.columns[place]
     limit = _limit(column)
-    widths = [_POINTS * min(_length(column.heading), _HEAD_LIMIT)]
+    widths = [_POINTS * min(_length(one_line(column.heading)), _HEAD_LIMIT)]
     for row in table.rows:
         small = _FINE_PRINT.fullmatch(row[place])
-        widths.append(min(_length(row[place]), limit) * (_SMALL_POINTS if small else _POINTS))
+        widths.append(min(_length(one_line(row[place])), limit) * (_SMALL_POINTS if small else _POINTS))
     return max(widths) + _SEPARATION
 
 
@@ -323,8 +330,23 @@ def _stack(text: str, limit: int, align: str, anchor: str) -> str:
 
 def _lines(text: str, limit: int) -> list[str]:
     """Part a name into lines as long as ``limit`` characters in print; a very long one is cut."""
-    name = one_line(text)
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[:_LONGEST_NAME]} [...]"
+    name = _cut(one_line(text), _LONGEST_NAME)
     length = _length(name)
-    return [name] if length <= limit else wrap(name, max(4, limit * len(name) // length))
+    if length <= limit:
+        return [name]
+    lines, most = [""], max(4, limit * len(name) // length)
+    for piece in re.findall(rf"[^\s_/:-]{{1,{most - 1}}}[\s_/:-]?|[\s_/:-]", name):
+        if len(lines[-1]) + len(piece.rstrip()) > most:
+            lines.append("")
+        lines[-1] += piece
+    return lines
+
+
+def _cut(text: str, most: int) -> str:
+    """Leave of a text what takes ``most`` characters in print."""
+    printed = 0
+    for place, character in enumerate(text):
+        printed += _length(character)
+        if printed > most:
+            return f"{text[:place]}[...]"
+    return text

@@ -24,6 +24,7 @@ from distill_eval.schema.tables import Column, Table
 _BOLD_EXPLAINED = ("paired-tests-",)
 # Tables of one candidate each, whose names end in its label, share a file.
 _OF_CANDIDATES = ("gap-parts-", "retention-", "carriers-", "failure-terms-", "paired-tests-", "seeds-")
+_SHORT_NAME = 16
 _ESTIMATE = re.compile(r"(~?[+-]?\d[\d.,]*[*†]*) \[[^\[\]]*\]")
 
 
@@ -114,12 +115,14 @@ def _gaps(results: Results, explanation: Explanation | None, candidate: str) -> 
         rows.append(
             (*_gap_cells(row, results.checkpoints[0], candidate), p_value(test.p_holm) if test else "")
         )
-    names = [one_line(results.checkpoints[0]), one_line(candidate), "delta"]
+    names = [one_line(results.checkpoints[0]), one_line(candidate)]
+    # The title has the names; as headings they would make a table of long ones wide.
+    heads = names if max(map(len, names)) <= _SHORT_NAME else ["reference", "candidate"]
     columns = (
         Column("task", "left"),
         Column("items"),
-        *(Column(name, group=f"Log-likelihood {UP}") for name in names),
-        *(Column(name, group=f"Generation {UP}") for name in names),
+        *(Column(name, group=f"Log-likelihood {UP}") for name in (*heads, "delta")),
+        *(Column(name, group=f"Generation {UP}") for name in (*heads, "delta")),
         Column("gap", group=f"Gap {DOWN}"),
         Column("95% interval", group=f"Gap {DOWN}"),
         Column("p (Holm)", group=f"Gap {DOWN}"),
