@@ -2,9 +2,9 @@ r"""Tables (schema/tables.py) as LaTeX: escaping, layout that fits a page, and t
 
 import re
 import unicodedata
-from collections.abc import Sequence
 from itertools import groupby
 
+from distill_eval.render.tables import column_groups, select_columns
 from distill_eval.render.text import one_line
 from distill_eval.schema.tables import Column, Table
 
@@ -193,15 +193,7 @@ def _panels(table: Table) -> list[Table]:
                 room = free
             panels[-1] += piece
             room -= needed
-    return [_columns_of(table, names + panel) for panel in panels]
-
-
-def _columns_of(table: Table, places: Sequence[int]) -> Table:
-    strong = {(row, new) for new, old in enumerate(places) for row in range(len(table.rows))
-              if (row, old) in table.strong}  # fmt: skip
-    columns = tuple(table.columns[place] for place in places)
-    rows = tuple(tuple(row[place] for place in places) for row in table.rows)
-    return Table(table.name, table.title, columns, rows, table.rules, frozenset(strong))
+    return [select_columns(table, names + panel) for panel in panels]
 
 
 def _sections(table: Table, most: float) -> list[Table]:
@@ -285,8 +277,7 @@ def _tabular(table: Table) -> list[str]:
 
 def _groups(table: Table) -> list[str]:
     cells, rules, start = [], [], 1
-    for name, part in groupby(table.columns, key=lambda column: column.group):
-        count = len(list(part))
+    for name, count in column_groups(table.columns):
         cells.append(
             rf"\multicolumn{{{count}}}{{c}}{{{_stack(name, _HEAD_LIMIT * max(count, 2), 'c', 'b')}}}"
         )

@@ -1,7 +1,8 @@
 """Table 1 of the paper as a Table: models are rows, tasks are columns under the two ways of evaluating."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from distill_eval.render.rows import average_notes, is_perplexity, metric_groups, metric_name, task_titles
 from distill_eval.render.text import interval, number, one_line
@@ -15,6 +16,7 @@ _TITLE = (
     "PPL-based (log-likelihood) and generation-based evaluation of the same checkpoints on the same items, "
     "accuracy in %"
 )
+_Key = TypeVar("_Key", bound=Hashable)
 UP, DOWN, FLOOR = "↑", "↓", "*"
 
 # Column heads of the paper; a note spells them out.
@@ -73,8 +75,8 @@ def table1(results: Results, *, intervals: bool = False) -> Table:
 
 
 def best(
-    rivals: Sequence[str], texts: dict[str, str], values: dict[str, float], lower: bool
-) -> Collection[str]:
+    rivals: Sequence[_Key], texts: Mapping[_Key, str], values: Mapping[_Key, float], lower: bool
+) -> Collection[_Key]:
     """Return those of several ``rivals`` whose text is the best value's: what prints the same ties."""
     known = [rival for rival in rivals if rival in values]
     if len(rivals) < 2 or not known:
@@ -143,7 +145,7 @@ def _estimate(column: _Column, checkpoint: str) -> Estimate | None:
 
 
 def _notes(results: Results, columns: list[_Column], intervals: bool) -> list[str]:
-    notes = [_conclusion(results)]
+    notes = []
     if not any(column.average for column in columns):
         notes.append("No average: no task counts under both protocols.")
     notes += [f"{note[:1].upper()}{note[1:]}" for note in average_notes(results, left_out=False)]
@@ -158,11 +160,11 @@ def _notes(results: Results, columns: list[_Column], intervals: bool) -> list[st
     }
     if short:
         notes.append("; ".join(f"{head}: {title}" for head, title in short.items()) + ".")
-    return [note for note in notes if note]
+    return notes
 
 
-def _conclusion(results: Results) -> str:
-    """The verdict; with several candidates only their gaps, because a caption is no place for all the sentences."""
+def conclusion(results: Results) -> str:
+    """Return the verdict; of several candidates only their gaps: a caption is no place for all the sentences."""
     if len(results.checkpoints) <= 2:
         return verdict(results)
     rows = [(one_line(label), headline(results, label)) for label in results.checkpoints[1:]]

@@ -1,5 +1,6 @@
 """Draw a Table (schema/tables.py) in a terminal and as Markdown; latex.py and the report's page draw it, too."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,15 @@ def print_table(table: Table, console: "Console") -> None:
 def column_groups(columns: tuple[Column, ...]) -> list[tuple[str, int]]:
     """Return the headings over the columns' headings, each with how many columns it spans."""
     return [(name, len(list(part))) for name, part in groupby(columns, key=lambda column: column.group)]
+
+
+def select_columns(table: Table, places: Sequence[int]) -> Table:
+    """Return a table of some of the columns, without notes."""
+    strong = {(row, new) for new, old in enumerate(places) for row in range(len(table.rows))
+              if (row, old) in table.strong}  # fmt: skip
+    columns = tuple(table.columns[place] for place in places)
+    rows = tuple(tuple(row[place] for place in places) for row in table.rows)
+    return Table(table.name, table.title, columns, rows, table.rules, frozenset(strong))
 
 
 def render_markdown(table: Table) -> str:
@@ -102,10 +112,13 @@ def _print_paragraphs(table: Table, console: "Console") -> None:
 
 
 def escape_markdown(text: str) -> str:
-    """Escape what Markdown, HTML or a mention (``@name``) would make something of."""
-    escaped = one_line(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "|*_`[]#":
+    """Escape what Markdown, HTML, math, a bare address or a mention (``@name``) would make something of."""
+    escaped = (
+        one_line(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
+    for mark in "|*_`[]#~$":
         escaped = escaped.replace(mark, f"\\{mark}")
+    escaped = escaped.replace("://", "\\://").replace("www.", "www\\.")
     return escaped.replace("@", "&#64;")
 
 

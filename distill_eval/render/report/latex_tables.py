@@ -7,14 +7,12 @@ from dataclasses import replace
 from distill_eval.render.explanation import explanation_sections
 from distill_eval.render.latex import PREAMBLE, render_document, render_latex
 from distill_eval.render.paired_tests import p_value
-from distill_eval.render.ranking import ranking_tables
-from distill_eval.render.report.model_tables import efficiency_table, longcontext_tables
+from distill_eval.render.report.model_tables import efficiency_table, longcontext_tables, ranking_table
 from distill_eval.render.rows import Row, average_rows, task_rows
-from distill_eval.render.table1 import DOWN, FLOOR, UP, best, table1
+from distill_eval.render.table1 import DOWN, FLOOR, UP, best, conclusion, table1
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.schema.explanation import Explanation
 from distill_eval.schema.failures import RIGHT, TaskFailures
-from distill_eval.schema.ranking import Ranking
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.report import ReportSource
 from distill_eval.schema.results import Estimate, Results
@@ -57,7 +55,8 @@ def _subjects(source: ReportSource, intervals: bool) -> dict[str, list[Table]]:
     results, explanation = source.results, source.explanation
     found: dict[str, list[Table]] = {}
     if results is not None:
-        found["table1"] = [table1(results, intervals=intervals)]
+        table = table1(results, intervals=intervals)
+        found["table1"] = [replace(table, notes=(*filter(None, [conclusion(results)]), *table.notes))]
         found["gaps"] = [_gaps(results, explanation, label) for label in results.checkpoints[1:]]
     if explanation is not None:
         for table in _explaining(explanation):
@@ -77,7 +76,7 @@ def _explaining(explanation: Explanation) -> Iterable[Table]:
             if table.name == "failures":
                 yield _failures(table, explanation.failures, explanation.checkpoints)
             elif table.name == "ranking" and explanation.ranking:
-                yield _ranking(explanation.ranking, explanation.checkpoints)
+                yield ranking_table(explanation.ranking, explanation.checkpoints)
             elif table.name.startswith(_BOLD_EXPLAINED):
                 yield table
             else:
@@ -174,47 +173,3 @@ def _failures(table: Table, failures: Sequence[TaskFailures], checkpoints: Seque
     )  # fmt: skip
     notes = ("Bold: the best candidate of a task.", *table.notes) if len(checkpoints) > 2 else table.notes
     return replace(table, columns=columns, strong=frozenset(strong), notes=notes)
-
-
-def _ranking(ranking: Ranking, checkpoints: Sequence[str]) -> Table:
-    """Ranks under both protocols; an arrow says how many places a checkpoint gains or loses when it must generate."""
-    rows, strong = [], set()
-    means = {
-        1: {standing.checkpoint: standing.loglikelihood for standing in ranking.standings},
-        3: {standing.checkpoint: standing.generation for standing in ranking.standings},
-    }
-    for standing in ranking.standings:
-        for place, found in means.items():
-            texts = {label: number(estimate.value) for label, estimate in found.items()}
-            values = {label: estimate.value for label, estimate in found.items()}
-            if standing.checkpoint in best(checkpoints[1:], texts, values, False):
-                strong.add((len(rows), place))
-        gained = standing.loglikelihood_rank - standing.generation_rank
-        rows.append(
-            (
-                one_line(standing.checkpoint),
-                _with_interval(standing.loglikelihood),
-                f"{standing.loglikelihood_rank:g}",
-                _with_interval(standing.generation),
-                f"{standing.generation_rank:g}",
-                f"{UP if gained > 0 else DOWN}{abs(gained):g}" if gained else "=",
-            )
-        )
-    columns = (
-        Column("Model", "left"),
-        Column("mean", group=f"Log-likelihood {UP}"),
-        Column("rank", group=f"Log-likelihood {UP}"),
-        Column("mean", group=f"Generation {UP}"),
-        Column("rank", group=f"Generation {UP}"),
-        Column("places"),
-    )
-    (table, *_) = ranking_tables(ranking)
-    notes = (
-        "Places: gained or lost from log-likelihood to generation. Bold: the best candidate.",
-        *table.notes,
-    )
-    return replace(table, columns=columns, rows=tuple(rows), strong=frozenset(strong), notes=notes)
-
-
-def _with_interval(estimate: Estimate) -> str:
-    return f"{number(estimate.value)} {interval(estimate)}"

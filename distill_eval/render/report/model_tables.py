@@ -1,6 +1,7 @@
-"""Speed, memory and long contexts as the paper lays out a comparison: models are rows, contexts are columns."""
+"""Tables whose rows are models, as the paper lays them out: speed and memory, long contexts, ranks."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from distill_eval.render.longcontext import BEYOND, CUT, length_name
 from distill_eval.render.profile_values import (
@@ -16,10 +17,13 @@ from distill_eval.render.profile_values import (
     tokens_per_s,
     ttft_s,
 )
+from distill_eval.render.ranking import ranking_tables
 from distill_eval.render.table1 import DOWN, UP, best
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.schema.longcontext import ALL_LENGTHS, AVERAGE, LongCell, LongResults
 from distill_eval.schema.profile import CheckpointProfile, Point, Profile
+from distill_eval.schema.ranking import Ranking
+from distill_eval.schema.results import Estimate
 from distill_eval.schema.tables import Column, Table
 
 _GIB = 2**30
@@ -176,3 +180,47 @@ def _name(task: str) -> str:
     if task == AVERAGE:
         return "Avg."
     return _SHORT.get(task) or one_line(task.replace(_NEEDLE, "NIAH-Single-"))
+
+
+def ranking_table(ranking: Ranking, checkpoints: Sequence[str]) -> Table:
+    """Ranks under both protocols; an arrow says how many places a checkpoint gains or loses when it must generate."""
+    rows, strong = [], set()
+    means = {
+        1: {standing.checkpoint: standing.loglikelihood for standing in ranking.standings},
+        3: {standing.checkpoint: standing.generation for standing in ranking.standings},
+    }
+    for standing in ranking.standings:
+        for place, found in means.items():
+            texts = {label: number(estimate.value) for label, estimate in found.items()}
+            values = {label: estimate.value for label, estimate in found.items()}
+            if standing.checkpoint in best(checkpoints[1:], texts, values, False):
+                strong.add((len(rows), place))
+        gained = standing.loglikelihood_rank - standing.generation_rank
+        rows.append(
+            (
+                one_line(standing.checkpoint),
+                _with_interval(standing.loglikelihood),
+                f"{standing.loglikelihood_rank:g}",
+                _with_interval(standing.generation),
+                f"{standing.generation_rank:g}",
+                f"{UP if gained > 0 else DOWN}{abs(gained):g}" if gained else "=",
+            )
+        )
+    columns = (
+        Column("Model", "left"),
+        Column("mean", group=f"Log-likelihood {UP}"),
+        Column("rank", group=f"Log-likelihood {UP}"),
+        Column("mean", group=f"Generation {UP}"),
+        Column("rank", group=f"Generation {UP}"),
+        Column("places"),
+    )
+    (table, *_) = ranking_tables(ranking)
+    notes = (
+        "Places: gained or lost from log-likelihood to generation. Bold: the best candidate.",
+        *table.notes,
+    )
+    return replace(table, columns=columns, rows=tuple(rows), strong=frozenset(strong), notes=notes)
+
+
+def _with_interval(estimate: Estimate) -> str:
+    return f"{number(estimate.value)} {interval(estimate)}"
