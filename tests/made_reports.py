@@ -133,9 +133,9 @@ def _task_records(
                 "item_key": f"{task.name}/default/{(number << 40) + item * 2654435761:016x}#0", "subset": "default",
                 "cluster": f"{task.name}/{item}", "chance": None if open_answers else 0.25,
             }  # fmt: skip
-            logprobs = rng.normal(-14, 2, 4)
-            logprobs[picked] = -6 + rng.normal(0, 0.5)
-            logprobs = tuple(round(float(value), 4) for value in logprobs)
+            # The picked option is ahead whether or not a metric divides by lengths.
+            rates = np.where(np.arange(4) == picked, 0.2, 1.6) + rng.random(4) / 10
+            logprobs = tuple(round(-float(rate) * len(c), 4) for rate, c in zip(rates, choices, strict=True))
             shown = "\n".join(
                 f"{letter}) {choice}" for letter, choice in zip(LETTERS_OF, choices, strict=True)
             )

@@ -161,7 +161,7 @@ def _quadrants(rows: Rows, graded: np.ndarray) -> np.ndarray:
     if not set(PROTOCOLS) <= set(rows.protocols):
         return found
     both = [rows.protocols.index(name) for name in PROTOCOLS]
-    ranked, generated = np.append(rows.columns["score"], np.nan)[rows.cells[:, both]].transpose(1, 0, 2)
+    ranked, generated = (np.append(rows.columns["score"], np.nan)[rows.cells[:, place]] for place in both)
     told = graded[:, both].all(axis=1)[rows.task] & ~np.isnan(ranked) & ~np.isnan(generated)
     found[told] = (1 + 2 * (ranked < 1 - 1e-9) + (generated < 1 - 1e-9))[told]
     return found
