@@ -90,7 +90,7 @@ def render_latex(table: Table, *, label: str = "") -> str:
             lines += [rf"\caption{{{caption}}}", rf"\label{{tab:{name}}}"]
         else:
             lines.append(
-                rf"Table~\thetable{{}} (continued): {paragraph(_cut(table.title, _CAPTION_LINE))}\par\medskip"
+                rf"Table~\thetable{{}} (continued): {paragraph(_cut(one_line(table.title), _CAPTION_LINE))}\par\medskip"
             )
         for place, part in enumerate(parts):
             lines += [r"\par\medskip"] if place else []
@@ -142,7 +142,7 @@ def _escape_character(character: str) -> str:
 
 def _caption(table: Table) -> str:
     """Title and notes, as many as fit; a report's page has all of them."""
-    title, texts = _sentence(_cut(table.title, _LONGEST_CAPTION // 2)), []
+    title, texts = _sentence(_cut(one_line(table.title), _LONGEST_CAPTION // 2)), []
     left = _LONGEST_CAPTION - len(title)
     for note in table.notes:
         left -= len(note)
@@ -234,18 +234,18 @@ def _width(table: Table, place: int) -> float:
     """Estimate a column's width in points."""
     column = table.columns[place]
     limit = _limit(column)
-    widths = [_POINTS * min(_length(one_line(column.heading)), _HEAD_LIMIT)]
+    widths = [_POINTS * min(_length(_cut(one_line(column.heading), _HEAD_LIMIT)), _HEAD_LIMIT)]
     for row in table.rows:
         small = _FINE_PRINT.fullmatch(row[place])
-        widths.append(min(_length(one_line(row[place])), limit) * (_SMALL_POINTS if small else _POINTS))
+        widths.append(
+            min(_length(_cut(one_line(row[place]), limit)), limit) * (_SMALL_POINTS if small else _POINTS)
+        )
     return max(widths) + _SEPARATION
 
 
 def _length(text: str) -> int:
     """Characters that ``escape`` prints."""
-    return sum(
-        1 if len(part := _escape_character(c)) == 1 or "{U+" not in part else 7 for c in one_line(text)
-    )
+    return sum(7 if "{U+" in _escape_character(character) else 1 for character in text)
 
 
 def _limit(column: Column) -> int:
