@@ -107,7 +107,7 @@ def compile_tables(folder: Path, name: str = "all.tex") -> None:
     """Run pdflatex in ``folder``; fail on what a reader would see, and on tables too small to read."""
     told = (
         r"\let\plainbox\resizebox"
-        r"\def\resizebox#1#2#3{\typeout{WIDTH \the\wd0 OF \the\linewidth}\plainbox{#1}{#2}{#3}}"
+        r"\def\resizebox#1#2#3{\typeout{WIDTH \the\wd0\space OF \the\linewidth}\plainbox{#1}{#2}{#3}}"
     )
     (folder / "preamble.tex").write_text(f"{PREAMBLE}{told}\n")
     run = subprocess.run(
