@@ -49,7 +49,7 @@ from distill_eval.errors import OptionError
 from distill_eval.schema.run import RunOptions
 
 if TYPE_CHECKING:
-    from distill_eval.compare import Comparison
+    from distill_eval.conclude import Comparison
 
 
 def compare_command(
@@ -188,7 +188,7 @@ def compare_command(
         show_published(published, as_json)
         return
     if _all_runs(names):
-        from distill_eval.compare import compare_stored
+        from distill_eval.conclude import compare_stored
 
         show_comparison(compare_stored(names, out or Path("runs") / "comparison"), details, as_json)
         return
