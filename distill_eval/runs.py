@@ -264,7 +264,10 @@ def read_manifest(folder: Path, kind: str = FORMAT) -> dict[str, str]:
 
 
 def records_to_parquet(records: Sequence[Record]) -> bytes:
-    """Return ``records`` as Parquet bytes: a column per field, ``scores`` and ``metadata`` as JSON text."""
+    """Return ``records`` as Parquet bytes: a column per field, ``scores`` and ``metadata`` as JSON text.
+
+    Lone surrogates, which an endpoint's JSON may hold and UTF-8 may not, become U+FFFD.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -283,7 +286,10 @@ def records_to_parquet(records: Sequence[Record]) -> bytes:
         values = [getattr(record, name) for record in records]
         if name in JSON_FIELDS:
             values = [json.dumps(value, sort_keys=True) for value in values]
-        columns[name] = pyarrow.array(values, type=special.get(name, text))
+        try:
+            columns[name] = pyarrow.array(values, type=special.get(name, text))
+        except UnicodeEncodeError:
+            columns[name] = pyarrow.array(list(map(_without_surrogates, values)), type=text)
     table = pyarrow.table(columns)
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer, compression="zstd")
@@ -305,7 +311,8 @@ def records_from_parquet(data: bytes) -> list[Record]:
 
 def to_json(value: Any) -> bytes:
     """Return ``value`` as indented JSON; numbers that JSON cannot hold (NaN, infinity) become null."""
-    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")  # of a lone surrogate this makes what JSON writes for it
 
 
 def plain(value: Any) -> Any:
@@ -323,6 +330,10 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     return str(value)
+
+
+def _without_surrogates(text: str | None) -> str | None:
+    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _staged(name: Path) -> Path:
