@@ -33,7 +33,7 @@ CLASS_NAMES = {
     TRUNCATED: "cut off",
     UNPARSED: "no answer",
 }
-_TERM_NAMES = {
+TERM_NAMES = {
     RECOVERABLE: "right answer in a wrong form",
     WRONG: "wrong answer",
     EMPTY: "empty",
@@ -122,7 +122,7 @@ def _term_table(failures: Sequence[TaskFailures], candidate: str, reference: str
         rows.append((_title(task), "gap", *map(number, gaps), _with_interval(between.gap), ""))
         for name in TERMS:
             if any(identity.terms[name].estimate.value for identity in (first, second, between)):
-                rows.append(("", _TERM_NAMES[name], *_term_cells(name, first, second, between)))
+                rows.append(("", TERM_NAMES[name], *_term_cells(name, first, second, between)))
     columns = (
         Column("task", "left"),
         Column("part", "left"),

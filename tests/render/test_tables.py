@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from distill_eval.render.tables import column_groups, print_table, render_latex, render_markdown
+from distill_eval.render.latex import render_latex
+from distill_eval.render.tables import column_groups, print_table, render_markdown
 from distill_eval.schema.tables import Column, Table
 
 TABLE = Table(
