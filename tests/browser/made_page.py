@@ -7,10 +7,9 @@ from pathlib import Path
 import jinja2
 
 from distill_eval.content import content_path
-from distill_eval.render.report.payload import encode_items
+from distill_eval.render.report.payload import SCRIPTS, encode_items
 from distill_eval.schema.report import ReportSource
 
-SCRIPTS = ("items_data.js", "items_text.js", "items_detail.js", "items.js")
 COLOURS = """:root { --ink: #1a1a1a; --paper: #fff; --soft: #5c5c5c; --line: #d9d9d9; --tint: #f5f5f3; --worse: #b03a00;
 --better: #00694a; --warn: #fff4d6; } * { box-sizing: border-box; } body { font: 16px/1.5 system-ui, sans-serif; }"""
 

@@ -269,3 +269,14 @@ def test_phone_and_print(made, open_page, screenshot):
 def test_without_scripts(made, open_page):
     page = open_page(made, java_script_enabled=False)
     assert "scripts are off" in page.inner_text("#items")
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_accessible(items, opened):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    if opened:
+        items.click("#items [role=option]")
+        items.click("#items details.prompt >> nth=0")
+    found = axe.Axe().run(items, context="#items")
+    serious = [one["id"] for one in found.response["violations"] if one["impact"] in ("serious", "critical")]
+    assert serious == [], found.generate_report()

@@ -157,14 +157,12 @@ def _graded(rows: Rows) -> np.ndarray:
 
 
 def _quadrants(rows: Rows, graded: np.ndarray) -> np.ndarray:
-    found = np.zeros((len(rows.checkpoints), len(rows)), dtype=np.int64)
     if not set(PROTOCOLS) <= set(rows.protocols):
-        return found
+        return np.zeros((len(rows.checkpoints), len(rows)), dtype=np.int64)
     both = [rows.protocols.index(name) for name in PROTOCOLS]
     ranked, generated = (np.append(rows.columns["score"], np.nan)[rows.cells[:, place]] for place in both)
-    told = graded[:, both].all(axis=1)[rows.task] & ~np.isnan(ranked) & ~np.isnan(generated)
-    found[told] = (1 + 2 * (ranked < 1 - 1e-9) + (generated < 1 - 1e-9))[told]
-    return found
+    told = graded[rows.task][:, both].all(axis=1) & ~np.isnan(ranked) & ~np.isnan(generated)
+    return np.where(told, 1 + 2 * (ranked < 1 - 1e-9) + (generated < 1 - 1e-9), 0)
 
 
 def draw_order(rows: Rows) -> np.ndarray:
