@@ -264,10 +264,7 @@ def read_manifest(folder: Path, kind: str = FORMAT) -> dict[str, str]:
 
 
 def records_to_parquet(records: Sequence[Record]) -> bytes:
-    """Return ``records`` as Parquet bytes: a column per field, ``scores`` and ``metadata`` as JSON text.
-
-    Lone surrogates, which an endpoint's JSON may hold and UTF-8 may not, become U+FFFD.
-    """
+    """Return ``records`` as Parquet bytes: a column per field, ``scores`` and ``metadata`` as JSON text."""
     import pyarrow
     import pyarrow.parquet
 
@@ -286,10 +283,7 @@ def records_to_parquet(records: Sequence[Record]) -> bytes:
         values = [getattr(record, name) for record in records]
         if name in JSON_FIELDS:
             values = [json.dumps(value, sort_keys=True) for value in values]
-        try:
-            columns[name] = pyarrow.array(values, type=special.get(name, text))
-        except UnicodeEncodeError:
-            columns[name] = pyarrow.array(list(map(_without_surrogates, values)), type=text)
+        columns[name] = pyarrow.array(values, type=special.get(name, text))
     table = pyarrow.table(columns)
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer, compression="zstd")
@@ -330,10 +324,6 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     return str(value)
-
-
-def _without_surrogates(text: str | None) -> str | None:
-    return text and text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _staged(name: Path) -> Path:
