@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import re
 import unicodedata
 import warnings
@@ -29,7 +30,7 @@ HEADER = 0.22
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
 _COLORS = (GREEN, PURPLE, ORANGE, SKY, BLUE, VERMILLION)
-_MARKERS = "oDs^vPX*"
+_MARKERS, _GLYPHS = "oDs^vPX*", "●◆■▲▼✚✖★"
 
 _MOST_CHARACTERS = 120  # no figure has room for more
 _FORMATS: dict[str, dict[str, Any]] = {
@@ -91,7 +92,7 @@ def figure_files(figures: Iterable[ReportFigure]) -> dict[str, bytes]:
 
 def slug(label: str) -> str:
     """Return a name as part of a file's name and of ids; one that had to be changed gets a hash: none meet."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", label)[:60]
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", label)[:60]
     return (
         plain
         if plain == label
@@ -103,6 +104,11 @@ def look(index: int) -> dict[str, Any]:
     """Return colour and marker of a checkpoint, the same in every figure; the reference (0) has the ink's colour."""
     color = _COLORS[(index - 1) % len(_COLORS)] if index else INK
     return {"color": color, "marker": _MARKERS[index % len(_MARKERS)], "markersize": 5.5, "linewidth": 1.8}
+
+
+def glyph(index: int) -> str:
+    """Return a checkpoint's marker as a letter, to name its line in words."""
+    return _GLYPHS[index % len(_GLYPHS)]
 
 
 def text_inches(text: str, size: float, weight: str = "normal") -> float:
@@ -179,7 +185,7 @@ def apart(heights: Sequence[float], least: float) -> list[float]:
     moved = list(heights)
     for _ in range(200):
         close = False
-        for low, high in zip(order, order[1:], strict=False):
+        for low, high in itertools.pairwise(order):
             lacking = least - (moved[high] - moved[low])
             if lacking > 1e-9 * least:
                 moved[low] -= lacking / 2
@@ -203,7 +209,7 @@ def on(color: str) -> str:
 def _with_own_ids(svg: str, name: str) -> str:
     """Prefix every id and what refers to it (texts hold no tags: matplotlib escapes them), and keep styles inside."""
     svg = _TAG.sub(lambda tag: _ID.sub(rf"\g<1>{name}-", tag.group()), svg)
-    return svg.replace('<style type="text/css">*{', f'<style type="text/css">#{name}-figure_1 *{{', 1)
+    return svg.replace('<style type="text/css">*{', f'<style type="text/css">[id="{name}-figure_1"] *{{', 1)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:

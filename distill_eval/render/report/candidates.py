@@ -103,7 +103,7 @@ def gap_chart(results: Results) -> ReportFigure | None:
 
 
 def causes_chart(failures: Sequence[TaskFailures], checkpoints: Sequence[str]) -> ReportFigure | None:
-    """Draw what each candidate's gap to the reference consists of; None where no task tells. Call within ``drawing``."""
+    """Draw what each candidate's gap consists of; None where no task tells. Call it within ``drawing``."""
     found: dict[str, list[Line]] = {}
     for task in failures:
         for difference in task.differences:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from distill_eval.render.drawing import (
-    BLUE,
     INK,
     VERMILLION,
     WIDTH,
@@ -20,7 +19,7 @@ from distill_eval.render.drawing import (
 from distill_eval.render.report.slope import percents
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.render.verdict import excludes_zero
-from distill_eval.schema.ranking import PairOrder, Ranking, Standing
+from distill_eval.schema.ranking import PairOrder, Ranking
 from distill_eval.schema.report import ReportFigure
 from distill_eval.schema.results import Estimate
 
@@ -32,7 +31,7 @@ _ASIDE = 6  # points between a mark and its words
 
 
 def rank_flow(ranking: Ranking | None, checkpoints: Sequence[str]) -> ReportFigure | None:
-    """Draw each checkpoint's rank by log-likelihood and by generation; None for fewer than three. Within ``drawing``."""
+    """Draw ranks by log-likelihood and by generation; None for fewer than three. Call it within ``drawing``."""
     if ranking is None or len(ranking.standings) < _FEWEST:
         return None
     from matplotlib.figure import Figure
@@ -129,7 +128,7 @@ def pairwise_matrix(ranking: Ranking | None) -> ReportFigure | None:
     axes.grid(visible=False, axis="both")
     axes.spines["bottom"].set_visible(False)
     write(figure, _LABEL, top + high * len(labels) + 0.08,
-          "above the diagonal: log-likelihood; below: generation; in percentage points, the checkpoint further up minus the other",
+          "above the diagonal: log-likelihood; below: generation; percentage points, the upper minus the lower",
           fontsize=8)  # fmt: skip
     rows = [
         (pair.first, pair.second, *percents(pair.loglikelihood), *percents(pair.generation),

@@ -20,7 +20,6 @@ from distill_eval.render.drawing import (
     place,
     shorten,
     text_inches,
-    write,
 )
 from distill_eval.render.failures import CLASS_NAMES
 from distill_eval.render.text import number, one_line
