@@ -171,8 +171,8 @@ def compare_command(
 ) -> None:
     """Compare checkpoints on the same items by log-likelihood and by generation.
 
-    Prints one table and writes a run folder: records.parquet, results.json, table1.tex, report.html,
-    provenance.json. Interrupted runs go on where they stopped when the same command is given again.
+    Prints one table and writes a run folder: records.parquet, results.json, provenance.json and the
+    files of `distill-eval report`: report.html, tables, figures, summary.md. Interrupted runs go on where they stopped when the same command is given again.
 
     Examples: `distill-eval compare teacher=Qwen/Qwen3-0.6B student=./student --suite table1`,
     `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`,
@@ -289,7 +289,7 @@ def _print(comparison: "Comparison", details: bool) -> None:
     folder = comparison.folder
     console.print(f"\nReport: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"Also in {folder}: results.json, explanation.json, records.parquet, table1.tex, tables.tex, "
+        f"Also in {folder}: tables/, figures/, summary.md, results.json, explanation.json, records.parquet, "
         "provenance.json",
         highlight=False,
         markup=False,

@@ -20,9 +20,9 @@ _CAUSES = {
 _LEAST_SHARE = 0.05  # of the gap, for a cause to be named
 
 
-def verdict(results: Results) -> str:
+def verdict(results: Results, explanation: Explanation | None = None) -> str:
     """Return one plain sentence with numbers for each candidate, joined by spaces."""
-    return " ".join(sentence for _, sentence in verdicts(results))
+    return " ".join(sentence for _, sentence in verdicts(results, explanation))
 
 
 def verdicts(results: Results, explanation: Explanation | None = None) -> tuple[tuple[str, str], ...]:

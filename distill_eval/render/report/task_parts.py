@@ -226,7 +226,12 @@ def _groups(
 ) -> list[tuple[str, tuple[Table, ...]]]:
     """Return the tables of one task, by subject, without the column that names it."""
     of_gap = gap_tables(GapAnalysis((gap,)), checkpoints) if gap else []
-    of_failures = failure_tables([failures], checkpoints) if failures else []
+    # Bars show the classes already.
+    of_failures = (
+        [table for table in failure_tables([failures], checkpoints) if table.name != "failures"]
+        if failures
+        else []
+    )
     of_tests = [*paired_tests_tables([tests], checkpoints[0]), *seeds_tables([tests])] if tests else []
     groups = (
         (FAILURES, of_failures),
