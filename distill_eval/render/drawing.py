@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import functools
+import gc
 import hashlib
 import io
 import itertools
@@ -32,7 +34,7 @@ ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
 _COLORS = (GREEN, PURPLE, ORANGE, SKY, BLUE, VERMILLION)
 _MARKERS, _GLYPHS = "oDs^vPX*", "●◆■▲▼✚✖★"
 
-_MOST_CHARACTERS = 120  # no figure has room for more
+_MOST_CHARACTERS = 120  # of a name: no figure has room for more
 _FORMATS: dict[str, dict[str, Any]] = {
     "svg": {"metadata": dict.fromkeys(("Date", "Creator", "Format", "Type"))},
     "pdf": {"metadata": dict.fromkeys(("CreationDate", "Creator", "Producer"))},
@@ -47,12 +49,16 @@ def drawing() -> Iterator[None]:
     """Draw in the project's style; what matplotlib's font lacks matters to PDF and PNG only, so it goes unsaid."""
     from matplotlib import style
 
-    with style.context(content_path("reports/style.mplstyle")), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        warnings.filterwarnings(
-            "ignore", message="Matplotlib currently does not support", category=UserWarning
-        )
-        yield
+    collecting = gc.isenabled()
+    gc.disable()  # a figure is thousands of objects, all in use: looking for garbage takes a fifth of the time
+    try:
+        with style.context(content_path("reports/style.mplstyle")), warnings.catch_warnings():
+            for message in ("Glyph .* missing from font", "Matplotlib currently does not support"):
+                warnings.filterwarnings("ignore", message=message, category=UserWarning)
+            yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def finish(
@@ -100,10 +106,11 @@ def slug(label: str) -> str:
     )
 
 
-def look(index: int) -> dict[str, Any]:
-    """Return colour and marker of a checkpoint, the same in every figure; the reference (0) has the ink's colour."""
+def look(index: int, **changes: Any) -> dict[str, Any]:
+    """Return a checkpoint's line and marker, the same in every figure; the reference (0) has the ink's colour."""
     color = _COLORS[(index - 1) % len(_COLORS)] if index else INK
-    return {"color": color, "marker": _MARKERS[index % len(_MARKERS)], "markersize": 5.5, "linewidth": 1.8}
+    style = {"color": color, "marker": _MARKERS[index % len(_MARKERS)], "markersize": 5.5, "linewidth": 1.8}
+    return style | changes
 
 
 def glyph(index: int) -> str:
@@ -111,6 +118,7 @@ def glyph(index: int) -> str:
     return _GLYPHS[index % len(_GLYPHS)]
 
 
+@functools.lru_cache(4096)
 def text_inches(text: str, size: float, weight: str = "normal") -> float:
     """Return the width of a text in inches; a letter that only the reader's own fonts have counts as a wide one."""
     from matplotlib.font_manager import FontProperties
@@ -125,15 +133,32 @@ def text_inches(text: str, size: float, weight: str = "normal") -> float:
     return max(measured, 0.5 * size * columns) / 72
 
 
-def shorten(text: object, inches: float, size: float, weight: str = "normal") -> str:
+def brief(text: str) -> str:
+    """Return a name on one line, of a length that a figure's words and data can repeat, its middle left out.
+
+    Of marks above a letter no more than two stay: they would reach into other lines.
+    """
+    most = 4 * _MOST_CHARACTERS
+    name = one_line(text if len(text) <= 2 * most else text[:most] + text[-most:])
+    marks = [bool(unicodedata.combining(letter)) for letter in name]
+    name = "".join(letter for n, letter in enumerate(name) if not all(marks[max(0, n - 2) : n + 1]) or n < 2)
+    return _without_middle(name, _MOST_CHARACTERS)
+
+
+@functools.lru_cache(4096)
+def shorten(text: str, inches: float, size: float, weight: str = "normal") -> str:
     """Return a name on one line, its middle left out where it is wider than ``inches``."""
-    name = one_line(str(text)[: 10 * _MOST_CHARACTERS])
-    shown, kept = name, min(len(name), _MOST_CHARACTERS)
-    while kept > 2 and (len(shown) > _MOST_CHARACTERS or text_inches(shown, size, weight) > inches):
+    name = shown = brief(text)
+    kept = len(name)
+    while kept > 2 and text_inches(shown, size, weight) > inches:
         kept = max(2, int(kept * 0.93))
-        tail = kept // 3
-        shown = f"{name[: kept - tail]}…{name[len(name) - tail :]}"
+        shown = _without_middle(name, kept)
     return shown
+
+
+def _without_middle(name: str, most: int) -> str:
+    tail = most // 3
+    return name if len(name) <= most else f"{name[: most - tail]}…{name[len(name) - tail :]}"
 
 
 def checkpoint_handles(labels: Sequence[str]) -> list[Any]:

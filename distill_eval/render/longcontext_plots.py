@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from distill_eval.render.drawing import (
     PAPER,
     WIDTH,
+    brief,
     checkpoint_handles,
     drawing,
     finish,
@@ -18,7 +19,7 @@ from distill_eval.render.drawing import (
     write,
 )
 from distill_eval.render.longcontext import BEYOND, length_name
-from distill_eval.render.text import interval, number, one_line
+from distill_eval.render.text import interval, number
 from distill_eval.schema.longcontext import ALL_LENGTHS, DepthCell, LongCell, LongResults
 from distill_eval.schema.report import ReportFigure
 
@@ -57,7 +58,7 @@ def _curves(results: LongResults) -> ReportFigure | None:
     cells = [cell for lines in panels.values() for line in lines.values() for _, cell in line]
     handles = checkpoint_handles(results.checkpoints)
     if any(cell.num_beyond for cell in cells):
-        style = look(0) | {"linestyle": "none", "markerfacecolor": PAPER}
+        style = look(0, linestyle="none", markerfacecolor=PAPER)
         handles.append(Line2D([], [], **style, label="beyond the checkpoint's positions"))
     top, height = legend_size(handles, WIDTH)[1], _TITLE + _PLOT + _BELOW
     figure = Figure(figsize=(WIDTH, top + height * down))
@@ -89,7 +90,7 @@ def _curves(results: LongResults) -> ReportFigure | None:
     columns = ("task", "checkpoint", "length_tokens", "score_percent", "low_percent", "high_percent", "num_items",
                "num_beyond_positions", "num_truncated")  # fmt: skip
     text = [
-        f"{one_line(task)}, {one_line(label)}: "
+        f"{brief(task)}, {brief(label)}: "
         + ", ".join(f"{length_name(cell.length)} {number(cell.estimate.value)} {interval(cell.estimate)}"
                     for _, cell in line) + "."
         for task, lines in panels.items() for label, line in lines.items() if line
@@ -99,7 +100,7 @@ def _curves(results: LongResults) -> ReportFigure | None:
 
 
 def _draw_line(axes, line: Sequence[tuple[int, LongCell]], index: int, count: int) -> None:
-    style = look(index) | {"linewidth": 1.5, "markersize": 4.5}
+    style = look(index, linewidth=1.5, markersize=4.5)
     shift = (index - (count - 1) / 2) * 0.07
     xs, values = [x + shift for x, _ in line], [100 * cell.estimate.value for _, cell in line]
     axes.vlines(xs, [100 * cell.estimate.low for _, cell in line], [100 * cell.estimate.high for _, cell in line],
@@ -148,10 +149,9 @@ def _heat_map(results: LongResults, task: str) -> ReportFigure | None:
         axes.set(xlim=(-0.5, len(lengths) - 0.5), ylim=(bins - 0.5, -0.5))
         _draw_cells(axes, lengths, bins, cells, 7.5 if wide >= 0.6 else 6.5)
         beyond |= _dress(axes, results, label, task, lengths, bins, first=index % across == 0)
-    key = (
-        "score in percent (needles); hatched: none"
-        + f"; {BEYOND} dashed: beyond the checkpoint's positions" * beyond
-    )
+    key = f"{shorten(task, 2.6, 8)}: score in percent (needles); hatched: none"
+    if beyond:
+        key += f"; {BEYOND} dashed: beyond the checkpoint's positions"
     write(figure, 0.05, height * -(-len(found) // across), key, fontsize=8)
     rows = [
         (task, label, cell.length, cell.low, cell.high, 100 * cell.value, cell.num_needles)
@@ -166,23 +166,24 @@ def _heat_map(results: LongResults, task: str) -> ReportFigure | None:
             f"{number(cell.value)} ({length_name(cell.length)}, {cell.low:g} to {cell.high:g}% deep)"
             for cell in ends
         )
-        text.append(f"{one_line(label)}: {words}.")
-    return finish(figure, f"heatmap-{slug(task)}", "longcontext", title=f"{one_line(task)} by depth and length",
+        text.append(f"{brief(label)}: {words}.")
+    return finish(figure, f"heatmap-{slug(task)}", "longcontext", title=f"{brief(task)} by depth and length",
                   text=" ".join(["Scores in percent by the needle's depth and the prompt's length.", *text]),
                   columns=columns, rows=rows)  # fmt: skip
 
 
 def _draw_cells(axes, lengths: Sequence[str], bins: int, cells: Sequence[DepthCell], size: float) -> None:
-    import matplotlib
+    from matplotlib import colormaps
     from matplotlib.collections import PolyCollection
+    from matplotlib.colors import to_hex
 
     def box(row: int, column: int) -> list[tuple[float, float]]:
         left, right, top, bottom = column - 0.48, column + 0.48, row - 0.47, row + 0.47
         return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
-    shades = matplotlib.colormaps[_COLOURS]
+    shades = colormaps[_COLOURS]
     found = {(int(cell.low / 100 * bins + 0.5), lengths.index(cell.length)): cell for cell in cells}
-    colors = {at: matplotlib.colors.to_hex(shades(float(cell.value))) for at, cell in found.items()}
+    colors = {at: to_hex(shades(float(cell.value))) for at, cell in found.items()}
     # Drawn as shapes: an image inside an SVG would be a file of its own to a browser.
     axes.add_collection(
         PolyCollection([box(*at) for at in found], facecolors=list(colors.values()), linewidths=0)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from distill_eval.render import profile_values as values
-from distill_eval.render.drawing import INK, finish, look, shorten
+from distill_eval.render.drawing import INK, brief, finish, look, shorten
 from distill_eval.render.profile_style import dress, round_ticks
-from distill_eval.render.text import number, one_line
+from distill_eval.render.text import number
 from distill_eval.schema.profile import CheckpointProfile, Profile
 from distill_eval.schema.report import ReportFigure
 
@@ -47,7 +47,7 @@ def accuracy_plane(profile: Profile, accuracies: Mapping[str, float]) -> ReportF
     rows = [(label, 100 * accuracies[label], cost.name, cost.values[label])
             for cost in costs for label in labels if label in cost.values]  # fmt: skip
     text = [
-        f"{one_line(label)}: {number(accuracies[label])}; "
+        f"{brief(label)}: {number(accuracies[label])}; "
         + ", ".join(f"{cost.name} {cost.values[label]:,.4g}" for cost in costs if label in cost.values) + "."
         for label in labels if any(label in cost.values for cost in costs)
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def _draw_plane(axes, profile: Profile, cost: Cost, accuracies: Mapping[str, flo
     for index, checkpoint in enumerate(profile.checkpoints):
         label = checkpoint.target.label
         if label in cost.values:
-            style = look(index) | {"markersize": 8}
+            style = look(index, markersize=8)
             axes.plot(cost.values[label], 100 * accuracies[label], **style, zorder=3)
     low, high = min(cost.values.values()), max(cost.values.values())
     room = max((high / low) ** 0.25, 1.25)

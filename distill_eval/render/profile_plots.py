@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_eval.render import profile_values as values
-from distill_eval.render.drawing import INK, PAPER, drawing, finish, glyph, look, shorten
+from distill_eval.render.drawing import INK, PAPER, brief, drawing, finish, glyph, look, shorten
 from distill_eval.render.profile_plane import accuracy_plane
 from distill_eval.render.profile_style import dress, round_ticks
-from distill_eval.render.text import one_line
 from distill_eval.schema.profile import OUT_OF_MEMORY, Point, Profile
 from distill_eval.schema.report import ReportFigure
 
@@ -99,7 +98,7 @@ def _curves(profile: Profile) -> ReportFigure | None:
             point = values.find_point(checkpoint, context)
             speed = values.tokens_per_s(point)
             text.append(
-                f"{one_line(checkpoint.target.label)} at {values.context_name(context)}: cache "
+                f"{brief(checkpoint.target.label)} at {values.context_name(context)}: cache "
                 f"{values.size(values.cache_bytes(point))}, first token {values.milliseconds(values.ttft_s(point))} ms"
                 f", {values.digits(speed)} tokens/s{'' if speed else f' ({values.mark(point)})'}."
             )
@@ -209,7 +208,7 @@ def _throughput(profile: Profile) -> ReportFigure | None:
     ]  # fmt: skip
     columns = ("checkpoint", "context_tokens", "batch", "tokens_per_s", "bound_tokens_per_s", "status")
     text = [
-        f"{one_line(label)} at {values.context_name(context)}: "
+        f"{brief(label)} at {values.context_name(context)}: "
         + (
             f"{values.digits(best.tokens_per_s)} tokens/s with a batch of {best.batch:,}."
             if best

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from distill_eval.render.drawing import (
     BLUE,
+    INK,
     PAPER,
     VERMILLION,
     WIDTH,
+    brief,
     finish,
     legend,
     legend_size,
@@ -21,7 +23,7 @@ from distill_eval.render.failures import TERM_NAMES
 from distill_eval.render.report.shares import CLASS_FILLS, fill_handle, stack
 from distill_eval.render.report.slope import find_panels, percents
 from distill_eval.render.rows import Row
-from distill_eval.render.text import interval, number, one_line
+from distill_eval.render.text import interval, number
 from distill_eval.render.verdict import excludes_zero
 from distill_eval.schema.failures import GAINED, SCORER, TERMS, Identity, TaskFailures
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
@@ -34,19 +36,25 @@ if TYPE_CHECKING:
 _MARKS = {LOGLIKELIHOOD: (BLUE, "o", "log-likelihood"), GENERATIVE: (VERMILLION, "D", "generation")}
 _MOST_LABEL, _RIGHT = 1.9, 0.1  # inches
 _HEAD, _FOOT = 0.36, 0.5  # inches, above and below the rows of a panel
-TERM_FILLS = {**CLASS_FILLS, GAINED: ("#ffffff", "|||"), SCORER: ("#000000", "")}
+TERM_FILLS = {**CLASS_FILLS, GAINED: ("#d9d9d9", ""), SCORER: ("#000000", "")}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One row of a panel; ``total``: the gap, written beside it. ``sure``: it is more than chance."""
 
+    task: str
     title: str
     total: Estimate
     strong: bool = False
     floor: bool = False
     row: Row | None = None
     identity: Identity | None = None
+
+    @property
+    def place(self) -> tuple[bool, str]:
+        """What it shares with its rows in other panels; averages come last."""
+        return self.strong, self.task
 
     @property
     def sure(self) -> bool:
@@ -66,9 +74,9 @@ def gap_chart(results: Results) -> ReportFigure | None:
     for panel in sorted(find_panels(results), key=lambda panel: panel.first.is_average):
         for candidate, row in panel.rows.items():
             if row.gap and {LOGLIKELIHOOD, GENERATIVE} <= set(row.deltas):
-                title = f"{row.title} (floor)" if row.floor else row.title
+                title = brief(row.title) + (" (floor)" if row.floor else "")
                 found.setdefault(candidate, []).append(
-                    Line(title, row.gap, row.is_average, bool(row.floor), row)
+                    Line(row.key, title, row.gap, row.is_average, bool(row.floor), row)
                 )
     if not found:
         return None
@@ -90,14 +98,14 @@ def gap_chart(results: Results) -> ReportFigure | None:
     ]  # fmt: skip
     columns = ("task", "title", "candidate", *_triple("loglikelihood_delta"), *_triple("generation_delta"),
                *_triple("gap"), "num_items", "floor")  # fmt: skip
-    text = [f"Difference to {one_line(reference)} in percentage points, with 95% intervals."]
+    text = [f"Difference to {brief(reference)} in percentage points, with 95% intervals."]
     for candidate, line in _flat(found):
         parts = [
             f"{name} {number(delta.value, signed=True)} {interval(delta)}"
             for protocol, (_, _, name) in _MARKS.items()
             if line.row and (delta := line.row.deltas[protocol])
         ]
-        text.append(f"{one_line(candidate)}, {line.title}: {', '.join(parts)}, gap {line.written}.")
+        text.append(f"{brief(candidate)}, {line.title}: {', '.join(parts)}, gap {line.written}.")
     return finish(figure, "gap", "tasks", title="How far behind under each protocol", text=" ".join(text),
                   columns=columns, rows=rows)  # fmt: skip
 
@@ -108,7 +116,7 @@ def causes_chart(failures: Sequence[TaskFailures], checkpoints: Sequence[str]) -
     for task in failures:
         for difference in task.differences:
             if identity := difference.identity:
-                line = Line(one_line(task.title or task.task), identity.gap, identity=identity)
+                line = Line(task.task, brief(task.title or task.task), identity.gap, identity=identity)
                 found.setdefault(difference.candidate, []).append(line)
     if not found:
         return None
@@ -128,23 +136,30 @@ def causes_chart(failures: Sequence[TaskFailures], checkpoints: Sequence[str]) -
         found, checkpoints[0], handles, ends, lambda axes, lines: _draw_terms(axes, lines, used)
     )
     text = [
-        f"What the gap to {one_line(checkpoints[0])} consists of, in percentage points; parts add up to the gap."
+        f"What the gap to {brief(checkpoints[0])} consists of, in percentage points; parts add up to the gap."
     ]
     for candidate, line in _flat(found):
         parts = sorted(((name, _points(line, name)) for name in used), key=lambda part: -abs(part[1]))
         words = ", ".join(f"{TERM_NAMES[name]} {value:+.1f}" for name, value in parts if abs(value) >= 0.05)
-        text.append(
-            f"{one_line(candidate)}, {line.title}: gap {line.written}{f' = {words}' if words else ''}."
-        )
+        text.append(f"{brief(candidate)}, {line.title}: gap {line.written}{f' = {words}' if words else ''}.")
     rows = [
-        (line.title, candidate, name, *percents(estimate), 100 * share if share is not None else None)
+        (line.task, line.title, candidate, name, *percents(estimate), 100 * share if share is not None else None)
         for candidate, line in _flat(found) if line.identity
         for name, estimate, share in [
             *((name, term.estimate, term.share) for name, term in line.identity.terms.items()),
             ("gap", line.identity.gap, None),
         ]
     ]  # fmt: skip
-    columns = ("task", "candidate", "part", "points", "low_points", "high_points", "share_of_gap_percent")
+    columns = (
+        "task",
+        "title",
+        "candidate",
+        "part",
+        "points",
+        "low_points",
+        "high_points",
+        "share_of_gap_percent",
+    )
     return finish(figure, "causes", "tasks", title="What the gap consists of", text=" ".join(text),
                   columns=columns, rows=rows)  # fmt: skip
 
@@ -169,9 +184,9 @@ def _draw_panels(found: dict[str, list[Line]], reference: str, handles, ends, dr
     """Lay panels out, two beside each other, with their rows' names on the left and the gaps on the right of each."""
     from matplotlib.figure import Figure
 
-    titles = list(dict.fromkeys(line.title for _, line in _flat(found)))
-    titles.sort(key=lambda title: any(line.strong for _, line in _flat(found) if line.title == title))
-    label = min(_MOST_LABEL, 0.1 + max(text_inches(title, 9, "bold") for title in titles))
+    titles = {line.place: line.title for _, line in _flat(found)}
+    order = sorted(titles, key=lambda place: place[0])
+    label = min(_MOST_LABEL, 0.1 + max(text_inches(title, 9, "bold") for title in titles.values()))
     column = 0.15 + max(text_inches(line.written, 8, "bold") for _, line in _flat(found))
     across = min(2, len(found))
     down = -(-len(found) // across)
@@ -182,7 +197,7 @@ def _draw_panels(found: dict[str, list[Line]], reference: str, handles, ends, dr
     legend(figure, handles)
     width = (WIDTH - label - across * column - _RIGHT * (across - 1)) / across
     limits = _limits(ends)
-    places = {title: len(titles) - 1 - n for n, title in enumerate(titles)}
+    heights = {of: len(order) - 1 - n for n, of in enumerate(order)}
     for index, (candidate, lines) in enumerate(found.items()):
         left = label + (index % across) * (width + column + _RIGHT)
         above = top + (index // across) * height
@@ -192,18 +207,17 @@ def _draw_panels(found: dict[str, list[Line]], reference: str, handles, ends, dr
         write(figure, left + width + 0.1, above + _HEAD - 0.16, "gap", fontsize=8)
         axes = place(figure, left, above + _HEAD, width, inches * len(titles))
         axes.set(xlim=limits, ylim=(-0.6, len(titles) - 0.4))
-        draw(axes, [(places[line.title], line) for line in lines])
+        draw(axes, [(heights[line.place], line) for line in lines])
         axes.axvline(0, color="#909090", linewidth=1, zorder=0.5)
-        names = [shorten(title, label - 0.1, 9, "bold") for title in titles] if index % across == 0 else []
-        axes.set_yticks(list(places.values()), names or [""] * len(titles), fontsize=9)
+        names = [shorten(titles[of], label - 0.1, 9, "bold") for of in order] if index % across == 0 else []
+        axes.set_yticks(list(heights.values()), names or [""] * len(titles), fontsize=9)
         axes.tick_params(axis="x", labelsize=8)
-        for text, title in zip(axes.get_yticklabels(), titles, strict=True):
-            if any(line.strong for line in lines if line.title == title):
-                text.set_fontweight("bold")
+        for text, (average, _) in zip(axes.get_yticklabels(), order, strict=True):
+            text.set_fontweight("bold" if average else "normal")
         axes.set_xlabel("percentage points", fontsize=8)
         for line in lines:
             weight = "bold" if line.sure else "normal"
-            axes.annotate(line.written, (1, places[line.title]), xycoords=axes.get_yaxis_transform(), va="center",
+            axes.annotate(line.written, (1, heights[line.place]), xycoords=axes.get_yaxis_transform(), va="center",
                           xytext=(7, 0), textcoords="offset points", fontsize=8, fontweight=weight)  # fmt: skip
     return figure
 
@@ -239,12 +253,7 @@ def _draw_distances(axes, lines: Sequence[tuple[int, Line]]) -> None:
                           markerfacecolor=PAPER if hollow else color)  # fmt: skip
 
 
-_GAP_MARK: dict[str, Any] = {
-    "color": "#000000",
-    "marker": "D",
-    "markersize": 4.5,
-    "markerfacecolor": "#ffffff",
-}
+_GAP_MARK: dict[str, Any] = {"color": INK, "marker": "D", "markersize": 4}
 
 
 def _draw_terms(axes, lines: Sequence[tuple[int, Line]], used: Sequence[str]) -> None:
@@ -255,11 +264,10 @@ def _draw_terms(axes, lines: Sequence[tuple[int, Line]], used: Sequence[str]) ->
             if value := _points(line, name):
                 start = ends[value > 0]
                 ends[value > 0] = start + value
-                segments[name].append((height, start, start + value))
+                segments[name].append((height + 0.1, start, start + value))
     for name in used:
-        stack(axes, segments[name], 0.62, *TERM_FILLS[name])
-    for color, width in (("#ffffff", 2.6), ("#000000", 1.2)):  # seen on any part, and on any page
-        axes.hlines([height for height, _ in lines], [100 * line.total.low for _, line in lines],
-                    [100 * line.total.high for _, line in lines], colors=color, linewidth=width, zorder=3)  # fmt: skip
-    axes.plot([100 * line.total.value for _, line in lines], [height for height, _ in lines],
-              linestyle="none", **_GAP_MARK, zorder=4)  # fmt: skip
+        stack(axes, segments[name], 0.44, *TERM_FILLS[name])
+    heights = [height - 0.28 for height, _ in lines]
+    axes.hlines(heights, [100 * line.total.low for _, line in lines], [100 * line.total.high for _, line in lines],
+                colors=INK, linewidth=1.2)  # fmt: skip
+    axes.plot([100 * line.total.value for _, line in lines], heights, linestyle="none", **_GAP_MARK)

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from distill_eval.render.drawing import (
     INK,
     VERMILLION,
     WIDTH,
+    brief,
     finish,
     legend,
     legend_size,
@@ -17,7 +19,7 @@ from distill_eval.render.drawing import (
     write,
 )
 from distill_eval.render.report.slope import percents
-from distill_eval.render.text import interval, number, one_line
+from distill_eval.render.text import interval, number
 from distill_eval.render.verdict import excludes_zero
 from distill_eval.schema.ranking import PairOrder, Ranking
 from distill_eval.schema.report import ReportFigure
@@ -64,7 +66,7 @@ def rank_flow(ranking: Ranking | None, checkpoints: Sequence[str]) -> ReportFigu
     axes.set_axis_off()
     for standing, left, right in zip(standings, lefts, rights, strict=True):
         index, label = checkpoints.index(standing.checkpoint), standing.checkpoint
-        style = look(index) | _LINES[evidence[label]]
+        style = look(index, **_LINES[evidence[label]])
         axes.plot([0.02, 0.98], [left, right], **style, clip_on=False, zorder=3 if evidence[label] else 2)
         for x, height, align, rank, estimate in (
             (0.0, left, "right", standing.loglikelihood_rank, standing.loglikelihood),
@@ -83,7 +85,7 @@ def rank_flow(ranking: Ranking | None, checkpoints: Sequence[str]) -> ReportFigu
                   text=_flow_text(ranking), columns=columns, rows=rows)  # fmt: skip
 
 
-_LINES: dict[str, dict] = {
+_LINES: dict[str, dict[str, Any]] = {
     _CERTAIN: {"linewidth": 3.2},
     _LEANING: {"linewidth": 2.0, "linestyle": (0, (5, 2))},
     "": {"linewidth": 1.0, "alpha": 0.75},
@@ -139,7 +141,7 @@ def pairwise_matrix(ranking: Ranking | None) -> ReportFigure | None:
                "loglikelihood_high_points", "generation_difference_points", "generation_low_points",
                "generation_high_points", "probability_reversed", "reversal")  # fmt: skip
     text = [
-        f"{one_line(pair.first)} minus {one_line(pair.second)}: log-likelihood {_written(pair.loglikelihood)}, "
+        f"{brief(pair.first)} minus {brief(pair.second)}: log-likelihood {_written(pair.loglikelihood)}, "
         f"generation {_written(pair.generation)}{f', a {pair.verdict} reversal' if pair.verdict else ''}."
         for pair in pairs
     ]
@@ -178,13 +180,13 @@ def _write_standing(axes, at, align: str, rank: str, label: str, estimate: Estim
 def _flow_text(ranking: Ranking) -> str:
     tau = "" if ranking.tau is None else f" Kendall's tau between the two orders is {ranking.tau:.2f}."
     parts = [
-        f"{one_line(s.checkpoint)}: rank {s.loglikelihood_rank:g} by log-likelihood ({number(s.loglikelihood.value)} "
+        f"{brief(s.checkpoint)}: rank {s.loglikelihood_rank:g} by log-likelihood ({number(s.loglikelihood.value)} "
         f"{interval(s.loglikelihood)}), {s.generation_rank:g} by generation ({number(s.generation.value)} "
         f"{interval(s.generation)})."
         for s in ranking.standings
     ]
     turned = [
-        f"{one_line(pair.first)} and {one_line(pair.second)} change places ({pair.verdict})."
+        f"{brief(pair.first)} and {brief(pair.second)} change places ({pair.verdict})."
         for pair in ranking.pairs
         if pair.verdict
     ]
@@ -208,7 +210,7 @@ def _written(estimate: Estimate) -> str:
 
 
 _AHEAD, _BEHIND, _UNSURE = ("#9fd0ee", ""), (VERMILLION, ""), ("#ececec", "///")
-_FRAMES = {
+_FRAMES: dict[str, dict[str, Any]] = {
     _CERTAIN: {"linewidth": 2.6, "linestyle": "-"},
     _LEANING: {"linewidth": 1.6, "linestyle": (0, (3, 2))},
 }

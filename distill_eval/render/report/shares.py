@@ -13,6 +13,7 @@ from distill_eval.render.drawing import (
     VERMILLION,
     WIDTH,
     YELLOW,
+    brief,
     finish,
     legend,
     legend_size,
@@ -22,7 +23,7 @@ from distill_eval.render.drawing import (
     text_inches,
 )
 from distill_eval.render.failures import CLASS_NAMES
-from distill_eval.render.text import number, one_line
+from distill_eval.render.text import number
 from distill_eval.schema.failures import (
     CLASSES,
     EMPTY,
@@ -75,7 +76,7 @@ class Bar:
 def failures_chart(failures: Sequence[TaskFailures]) -> ReportFigure | None:
     """Draw how generations end, by task and checkpoint; None where none was classed. Call it within ``drawing``."""
     bars = [
-        Bar(task.task, one_line(task.title or task.task), part.checkpoint, part.shares)
+        Bar(task.task, brief(task.title or task.task), part.checkpoint, part.shares)
         for task in failures
         for part in task.checkpoints
         if part.shares
@@ -89,7 +90,7 @@ def failures_chart(failures: Sequence[TaskFailures]) -> ReportFigure | None:
 def agreement_chart(tasks: Sequence[TaskGap]) -> ReportFigure | None:
     """Draw which items are ranked right, generated right, both or neither; None without such. Within ``drawing``."""
     bars = [
-        Bar(task.task, one_line(task.title or task.task), part.checkpoint,
+        Bar(task.task, brief(task.title or task.task), part.checkpoint,
             {name: getattr(part, name) for name in QUADRANTS})
         for task in tasks
         for part in task.agreements
@@ -140,7 +141,7 @@ def _chart(
     height = max(_height(groups) for groups in columns)
     figure = Figure(figsize=(WIDTH, top + height + _FOOT))
     legend(figure, handles)
-    label = min(1.7, 0.12 + max(text_inches(one_line(bar.checkpoint[:200]), 8) for bar in bars))
+    label = min(1.7, 0.12 + max(text_inches(brief(bar.checkpoint), 8) for bar in bars))
     between = 0.3
     width = (WIDTH - 0.2 - between * (len(columns) - 1)) / len(columns) - label
     for index, groups in enumerate(columns):
@@ -173,7 +174,7 @@ def _chart(
         "num_items",
     )
     sentences = [
-        f"{bar.title}, {one_line(bar.checkpoint)}: "
+        f"{bar.title}, {brief(bar.checkpoint)}: "
         + ", ".join(f"{part} {number(bar.shares[key].value)}" for key, (part, _) in used.items()
                     if key in bar.shares and bar.shares[key].value >= 0.0005) + "."
         for bar in bars
@@ -199,6 +200,7 @@ def _draw(
     axes, groups: Sequence[Sequence[Bar]], used: Mapping[str, tuple[str, Fill]], label: float, width: float
 ) -> None:
     segments: dict[str, list[tuple[float, float, float]]] = {key: [] for key in used}
+    written: dict[str, list[tuple[float, float, float]]] = {key: [] for key in used}
     heights, names, y = [], [], 0.0
     for group in groups:
         title = shorten(group[0].title, label + width, 9, "bold")
@@ -211,13 +213,15 @@ def _draw(
                 share = 100 * bar.shares[key].value if key in bar.shares else 0.0
                 if share > 0:
                     segments[key].append((middle, start, start + share))
-                    _write_share(axes, share, start, middle, width, fill)
+                    written[key] += _write_share(axes, share, start, middle, width, fill)
                 start += share
             heights.append(middle)
             names.append(shorten(bar.checkpoint, label - 0.08, 8))
             y += _BAR
     for key, (_, fill) in used.items():
         stack(axes, segments[key], _BAR * 0.82, *fill)
+        if fill[1]:
+            stack(axes, written[key], _BAR * 0.7, fill[0], "")
     axes.set_yticks(heights, names, fontsize=8)
     ticks = (0, 25, 50, 75, 100)
     axes.set_xticks(ticks, [f"{tick}%" for tick in ticks], fontsize=8)
@@ -225,15 +229,12 @@ def _draw(
     axes.spines["bottom"].set_visible(False)
 
 
-def _write_share(axes, share: float, start: float, middle: float, width: float, fill: Fill) -> None:
+def _write_share(axes, share: float, start: float, middle: float, width: float, fill: Fill) -> list[tuple]:
+    """Write the share into its part where it fits; return what to keep free of hatching for it."""
     text = f"{share:.0f}"
-    if share * width / 100 < text_inches(text, 7.5) + 0.06:
-        return
-    from matplotlib.patheffects import withStroke
-
-    color, hatch = fill
-    ink = on(color)
-    # Hatching must not cross out the number.
-    effects = [withStroke(linewidth=2.6, foreground=color)] if hatch else []
-    axes.text(start + share / 2, middle, text, ha="center", va="center_baseline", fontsize=7.5, color=ink,
-              path_effects=effects)  # fmt: skip
+    wide = text_inches(text, 7.5) + 0.04
+    if share * width / 100 < wide + 0.02:
+        return []
+    center, half = start + share / 2, 50 * wide / width
+    axes.text(center, middle, text, ha="center", va="center_baseline", fontsize=7.5, color=on(fill[0]))
+    return [(middle, center - half, center + half)]

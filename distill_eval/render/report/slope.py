@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_eval.render.drawing import (
     PAPER,
     WIDTH,
     apart,
+    brief,
     checkpoint_handles,
     finish,
     legend,
@@ -18,7 +19,7 @@ from distill_eval.render.drawing import (
     write,
 )
 from distill_eval.render.rows import Row, average_rows, candidates, task_rows
-from distill_eval.render.text import interval, number, one_line
+from distill_eval.render.text import interval, number
 from distill_eval.render.verdict import excludes_zero
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD, PROTOCOLS
 from distill_eval.schema.report import ReportFigure
@@ -179,12 +180,12 @@ def _write_gap(figure: "Figure", left: float, top: float, row: Row, index: int, 
         from matplotlib.lines import Line2D
 
         across, down = figure.get_size_inches()
-        style = look(index) | {"linestyle": "none"}
+        style = look(index, linestyle="none")
         figure.add_artist(Line2D([(left + 0.05) / across], [1 - (top + 0.06) / down], **style))
 
 
 def _draw_line(axes, estimates: list[Estimate], index: int, shift: float, *, hollow: bool) -> None:
-    style: dict[str, Any] = look(index) | {"linewidth": 1.6, "markersize": 4.5}
+    style = look(index, linewidth=1.6, markersize=4.5)
     if hollow:
         style |= {"linestyle": (0, (3, 2)), "markerfacecolor": PAPER}
     xs = [shift, 1 + shift]
@@ -250,7 +251,7 @@ def _text(results: Results, panels: Sequence[Panel]) -> str:
                     for label in (reference, candidate)
                 )
                 sentences.append(
-                    f"{row.title}{' (floor)' if row.floor else ''}: {one_line(reference)} {first}, "
-                    f"{one_line(candidate)} {second}, gap {number(row.gap.value, signed=True)} {interval(row.gap)}."
+                    f"{brief(row.title)}{' (floor)' if row.floor else ''}: {brief(reference)} {first}, "
+                    f"{brief(candidate)} {second}, gap {number(row.gap.value, signed=True)} {interval(row.gap)}."
                 )
     return " ".join(sentences)
