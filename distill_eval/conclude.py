@@ -87,7 +87,9 @@ def merge_stored(runs: Sequence[StoredRun]) -> Evaluated:
             "runs": _first_of(runs, "runs", "checkpoint"),
             "from": [str(run.folder) for run in runs],
         }
-    warnings = list(dict.fromkeys(text for run in runs for text in run.warnings))
+        notes = [f"{run.folder}: {text}" for run in runs for text in run.notes] + notes
+    # Of several runs it must be clear which one says so: labels may have changed since.
+    warnings = [text if len(runs) == 1 else f"{run.folder}: {text}" for run in runs for text in run.warnings]
     return Evaluated(merged.records, merged.tasks, merged.checkpoints, facts, notes, warnings)
 
 
@@ -95,9 +97,11 @@ def analyse(found: Evaluated) -> ReportSource:
     """Return the results, the explanation and all else that a report shows of the records."""
     frame = records_frame(found.records)
     results = compare_records(frame, found.tasks, found.checkpoints)
+    # What runs said of themselves that this analysis says again would stand there twice.
+    before = [note for note in found.notes if not note.endswith(tuple(f": {text}" for text in results.notes))]
     results = replace(
         results,
-        notes=tuple(dict.fromkeys((*found.notes, *results.notes))),
+        notes=tuple(dict.fromkeys((*before, *results.notes))),
         warnings=tuple(dict.fromkeys((*found.warnings, *results.warnings))),
     )
     explanation = explain_records(frame, found.tasks, found.checkpoints)

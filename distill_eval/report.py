@@ -44,8 +44,8 @@ def write_report(names: Sequence[str], out: Path, options: ReportOptions) -> Rep
     Of ``compare``'s runs any number that can be compared, of ``profile``'s and ``longcontext``'s one each. Raises a
     UserError for folders that are no runs, for runs that do not go together and for a folder that cannot be written to.
     """
-    check_writable(out, REPORT_FORMAT)
     source = load_source(names)
+    check_writable(out, REPORT_FORMAT)
     files = report_files(source, options)
     write_folder(out, files, REPORT_FORMAT)
     return Report(out, source, {name: len(data) for name, data in sorted(files.items())})

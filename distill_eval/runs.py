@@ -54,14 +54,16 @@ def check_writable(folder: Path, kind: str = FORMAT) -> None:
     except OSError as error:
         raise _cannot_write(folder, error) from error
     what = kind.removeprefix("distill-eval ")
-    ours = {MANIFEST, _staged(Path(MANIFEST)).name}
-    if not ours.intersection(names) and any(not name.startswith(".") for name in names):
+    if not {MANIFEST, _staged(MANIFEST)}.intersection(names) and any(
+        not name.startswith(".") for name in names
+    ):
         raise OutputError(
             f"output folder {folder}: neither empty nor a {what} (no {MANIFEST}); name a new or empty folder"
         )
-    if (found := _format_of(folder)) not in (None, kind):
-        raise OutputError(f"output folder {folder}: holds a {found.removeprefix('distill-eval ')}, and this would be a "
-                          f"{what}; name another folder")  # fmt: skip
+    if (found := _what_is_in(folder)) not in ("", what):
+        raise OutputError(
+            f"output folder {folder}: holds a {found}, and this would be a {what}; name another folder"
+        )
 
 
 def write_run(
@@ -95,10 +97,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes], kind: str) -> None:
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     manifest = {"format": kind, "version": FORMAT_VERSION, "files": digests}
     contents = {**files, MANIFEST: to_json(manifest)}  # last in the dict: replaced last
-    staged = {name: folder / _staged(Path(name)) for name in contents}
+    staged = {name: folder / _staged(name) for name in contents}
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for name, path in staged.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
                 file.write(contents[name])
                 file.flush()
@@ -111,20 +113,27 @@ def write_folder(folder: Path, files: Mapping[str, bytes], kind: str) -> None:
     earlier = _earlier_files(folder, kind)
     try:
         for name, path in staged.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             path.replace(folder / name)
         for name in earlier - set(contents):
-            (folder / name).unlink(missing_ok=True)
+            if (folder / name).parent.resolve().is_relative_to(folder.resolve()):  # a link may lead elsewhere
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(folder, error) from error
 
 
-def _format_of(folder: Path) -> str | None:
-    """Return what the manifest in ``folder`` says that it is of; None without one that can be read."""
+def _what_is_in(folder: Path) -> str:
+    """Return what the manifest in ``folder`` is of ("run", "report"); "" without one, or with one that is cut off."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
-        return None
-    return manifest.get("format") if isinstance(manifest, dict) else None
+        return ""
+    kind = manifest.get("format") if isinstance(manifest, dict) else None
+    return (
+        kind.removeprefix("distill-eval ")
+        if kind in (FORMAT, REPORT_FORMAT)
+        else f"{MANIFEST} of another program"
+    )
 
 
 def _earlier_files(folder: Path, kind: str) -> set[str]:
@@ -326,8 +335,9 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def _staged(name: Path) -> Path:
-    return name.with_name(f".{name.name}.new")
+def _staged(name: str) -> str:
+    """Return where a file waits: beside the manifest, so that nothing but hidden files is left by whoever is killed."""
+    return f".{name.replace('/', '--')}.new"
 
 
 def _is_inside(name: str) -> bool:

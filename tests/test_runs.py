@@ -243,3 +243,25 @@ def test_half_characters_of_an_endpoint_lose_nothing_else(tmp_path: Path):
     assert records == [broken, RECORD]
     assert records[0].output == "a\ufffdb 😀"
     assert results["notes"] == ["odd \udc80"]
+
+
+def test_what_is_not_ours_is_neither_overwritten_nor_removed(tmp_path: Path):
+    for manifest in ('{"name": "my web app"}', '{"format": 3}', "[]"):
+        (tmp_path / "manifest.json").write_text(manifest)
+        with pytest.raises(OutputError, match=r"holds a manifest\.json of another program"):
+            check_writable(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.tex").write_text("mine")
+    write(tmp_path / "run", files={"tables/a.tex": b"a"})
+    (tmp_path / "run" / "tables" / "a.tex").unlink()
+    (tmp_path / "run" / "tables").rmdir()
+    (tmp_path / "run" / "tables").symlink_to(tmp_path / "other")
+    write(tmp_path / "run")
+    assert (tmp_path / "other" / "a.tex").read_text() == "mine"
+
+
+def test_a_failed_first_write_leaves_a_folder_that_can_be_written_to(tmp_path: Path):
+    with pytest.raises(OutputError):
+        write(tmp_path / "run", files={"tables/a.tex": b"a", "figures/" + "x" * 300: b"too long a name"})
+    assert list((tmp_path / "run").iterdir()) == []
+    check_writable(tmp_path / "run")

@@ -34,6 +34,7 @@ def report_command(
             help="Largest report.html in MB. What does not fit are texts of items: a sample of them is kept, which the "
             "page says.",
             min=1.0,
+            max=1000.0,
         ),
     ] = MAX_MB,
     intervals: Annotated[

@@ -59,7 +59,12 @@ def _probes(run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "checkpoint": run.get("checkpoint", ""),
         "rows": [
-            {"name": probe.name, "verdict": probe.verdict, "detail": probe.detail, "cells": probe_cells(probe)}
+            {
+                "name": probe.name,
+                "verdict": probe.verdict,
+                "detail": probe.detail,
+                "cells": probe_cells(probe),
+            }
             for probe in probes
         ],
         **{

@@ -45,8 +45,8 @@ def _ranking(source: ReportSource, figures: tuple[ReportFigure, ...]) -> Section
     turned = sum(pair.reversed for pair in ranking.pairs)
     certain = sum(pair.verdict == "certain" for pair in ranking.pairs)
     sentence = (
-        f"Of {pairs} pairs of checkpoints log-likelihood and generation order {pairs - turned} alike and {turned} the "
-        f"other way round, {certain} of these beyond doubt."
+        f"Of {pairs} pairs of checkpoints generation puts {turned} the other way round than log-likelihood does, "
+        f"{certain} of these beyond doubt."
     )
     return Section(figures, ranking_tables(ranking), sentence)
 

@@ -96,7 +96,7 @@ def anchors(names: Sequence[str]) -> dict[str, str]:
     found = {}
     for place, name in enumerate(names):
         plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
-        found[name] = f"task-{plain}" if plain == name else f"task-{plain[:40]}-{place}"
+        found[name] = f"task-{plain}" if plain == name else f"task.{place}-{plain[:40]}"
     return found
 
 
