@@ -171,8 +171,9 @@ def compare_command(
 ) -> None:
     """Compare checkpoints on the same items by log-likelihood and by generation.
 
-    Prints one table and writes a run folder: records.parquet, results.json, provenance.json and the
-    files of `distill-eval report`: report.html, tables, figures, summary.md. Interrupted runs go on where they stopped when the same command is given again.
+    Prints one table and writes a run folder: records.parquet, results.json, provenance.json and what `distill-eval
+    report` makes: report.html, tables, figures, summary.md. Interrupted runs go on where they stopped when the same
+    command is given again.
 
     Examples: `distill-eval compare teacher=Qwen/Qwen3-0.6B student=./student --suite table1`,
     `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from distill_eval.render import profile_values as values
-from distill_eval.render.drawing import INK, brief, finish, look, shorten
+from distill_eval.render.drawing import INK, WIDTH, brief, finish, look, shorten
 from distill_eval.render.profile_style import dress, round_ticks
 from distill_eval.render.text import number
 from distill_eval.schema.profile import CheckpointProfile, Profile
@@ -33,7 +33,7 @@ def accuracy_plane(profile: Profile, accuracies: Mapping[str, float]) -> ReportF
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(3.2 * len(costs), 3.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH if len(costs) > 1 else WIDTH / 2, 3.0), layout="constrained")
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, cost in zip(panels, costs, strict=True):
         _draw_plane(axes, profile, cost, accuracies)
@@ -137,7 +137,7 @@ def _name_points(axes, profile: Profile, cost: Cost, accuracies: Mapping[str, fl
         if (label := checkpoint.target.label) not in points:
             continue
         text = axes.annotate(
-            shorten(label, 1.5, 9), points[label], textcoords="offset points", xytext=(0, 0), fontsize=9
+            shorten(label, 1.5, 9), points[label], textcoords="offset points", xytext=(0, 0), fontsize=8
         )
         for distance, (right, up) in itertools.product((9, 18), _PLACES):
             text.set(position=(right * distance, up * distance), ha=_ACROSS[right], va=_UPWARDS[up])

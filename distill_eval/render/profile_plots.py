@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_eval.render import profile_values as values
-from distill_eval.render.drawing import INK, PAPER, brief, drawing, finish, glyph, look, shorten
+from distill_eval.render.drawing import (
+    INK,
+    PAPER,
+    WIDTH,
+    brief,
+    drawing,
+    finish,
+    glyph,
+    legend_size,
+    look,
+    shorten,
+)
 from distill_eval.render.profile_plane import accuracy_plane
 from distill_eval.render.profile_style import dress, round_ticks
 from distill_eval.schema.profile import OUT_OF_MEMORY, Point, Profile
@@ -76,11 +87,12 @@ def _curves(profile: Profile) -> ReportFigure | None:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 3.7), layout="constrained")
-    panels = figure.subplots(1, len(_CURVES))
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    *panels, corner = figure.subplots(2, 2).ravel()
+    corner.set_axis_off()
     for axes, curve in zip(panels, _CURVES, strict=True):
         _draw_curve(axes, curve, profile, wanted)
-    _legend(figure, profile)
+    corner.legend(handles=_handles(profile), loc="center left")
     rows = [
         (checkpoint.target.label, point.context, point.batch, point.status, values.ttft_s(point),
          values.ttft_bound_s(point), values.tokens_per_s(point), values.most_tokens_per_s(point),
@@ -174,7 +186,7 @@ def _place(axes, ends: Sequence[tuple[float, float, str]]) -> None:
         height = max([height, *(other + 0.065 for other in heights[-1:])])
         heights.append(height)
         axes.annotate(text, (context, height), xycoords=axes.get_xaxis_transform(), xytext=(8, 0),
-                      textcoords="offset points", va="center", fontsize=9, fontweight="bold")  # fmt: skip
+                      textcoords="offset points", va="center", fontsize=8, fontweight="bold")  # fmt: skip
 
 
 def _throughput(profile: Profile) -> ReportFigure | None:
@@ -184,10 +196,9 @@ def _throughput(profile: Profile) -> ReportFigure | None:
         return None
     from matplotlib.figure import Figure
 
-    across = min(4, len(wanted))
+    across = min(3, len(wanted))
     down = -(-len(wanted) // across)
-    width = max(2.4, 0.62 * len(profile.checkpoints) + 0.7)
-    figure = Figure(figsize=(max(5.0, width * across), 3.2 * down + 0.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2.6 * down + 0.6), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, context in zip(panels, wanted, strict=False):
         _draw_bars(axes, profile, context)
@@ -195,7 +206,9 @@ def _throughput(profile: Profile) -> ReportFigure | None:
         axes.set_axis_off()
     for axes in panels[::across]:
         axes.set_ylabel("tokens/s")
-    _legend(figure, profile, bars=True)
+    handles = _handles(profile, bars=True)
+    legend_across, _ = legend_size(handles, WIDTH)
+    figure.legend(handles=handles, loc="outside upper left", ncols=legend_across)
     found = [
         (checkpoint.target.label, search.context, search.best, search.points)
         for checkpoint in profile.checkpoints
@@ -240,7 +253,7 @@ def _draw_bars(axes, profile: Profile, context: int) -> None:
         if speed is None:
             text = "" if search is None else values.mark(search.points[0] if search.points else None)
             axes.annotate(text, (index, 0), xycoords=axes.get_xaxis_transform(), xytext=(0, 4), ha="center",
-                          textcoords="offset points", fontsize=9, fontweight="bold")  # fmt: skip
+                          textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
             continue
         axes.bar(index, speed, width=0.72, color=color)
         above = speed
@@ -252,7 +265,7 @@ def _draw_bars(axes, profile: Profile, context: int) -> None:
             above = bound if heights[1] - heights[0] < 0.1 else speed
         if (times := values.ratio(speed, speeds[0])) is not None and index:
             axes.annotate(values.times(times), (index, above), xytext=(0, 3), textcoords="offset points", ha="center",
-                          fontsize=9, fontweight="bold")  # fmt: skip
+                          fontsize=8, fontweight="bold")  # fmt: skip
     axes.set_xlim(-0.6, len(best) - 0.4)
     axes.set_xticks(range(len(best)), [f"{point.batch:,}" if point else "" for point in best])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
@@ -261,8 +274,8 @@ def _draw_bars(axes, profile: Profile, context: int) -> None:
     dress(axes, grid="y")
 
 
-def _legend(figure, profile: Profile, *, bars: bool = False) -> None:
-    """Name checkpoints and what else is drawn, above the panels."""
+def _handles(profile: Profile, *, bars: bool = False) -> list[Any]:
+    """Return a legend's handles: checkpoints and what else is drawn."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -280,6 +293,4 @@ def _legend(figure, profile: Profile, *, bars: bool = False) -> None:
     if not bars and any(timing.noisy for timing in timings):
         open_mark = {"marker": "o", "linestyle": "none", "markerfacecolor": PAPER, "markersize": 5.5}
         handles.append(Line2D([], [], color=INK, label="noisy", **open_mark))
-    widest = 0.6 + 0.085 * max(len(handle.get_label()) for handle in handles)  # inches, about
-    across = max(1, min(len(handles), int(figure.get_figwidth() / widest)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=across)
+    return handles

@@ -27,7 +27,7 @@ def first_values(source: ReportSource) -> dict[str, Any]:
     return {
         "title": f"{join_names(others)} against {reference}" if others else reference,
         "results": results,
-        "sentences": [sentence for _, sentence in verdicts(results, source.explanation)],
+        "sentences": [_parts(*pair) for pair in verdicts(results, source.explanation)],
         "tables": [_table(results, candidate) for candidate in candidates(results)],
         "notes": [*floor_notes(results), *average_notes(results), *unscored_notes(results)],
         "differs": [(task.title, task.differs) for task in results.tasks if task.differs],
@@ -40,6 +40,12 @@ def _title_without_results(source: ReportSource) -> str:
     if source.longcontext is not None:
         return f"Long contexts: {join_names([one_line(label) for label in source.longcontext.checkpoints])}"
     return "Report"
+
+
+def _parts(candidate: str, sentence: str) -> tuple[str, str]:
+    """Split a sentence behind the candidate's name, where it begins with it."""
+    label = one_line(candidate)
+    return (label, sentence.removeprefix(label)) if sentence.startswith(label) else ("", sentence)
 
 
 def _table(results: Results, candidate: str | None) -> dict[str, Any]:
