@@ -21,7 +21,9 @@ from distill_eval.probes import run_probes
 from distill_eval.protocols import longcontext
 from distill_eval.protocols.client import Client
 from distill_eval.protocols.longcontext import LongTask
-from distill_eval.render.longcontext import heat_maps, result_tables
+from distill_eval.render.drawing import figure_files
+from distill_eval.render.longcontext import result_tables
+from distill_eval.render.longcontext_plots import longcontext_figures
 from distill_eval.render.probes import probe_notes, probe_warnings
 from distill_eval.render.tables import render_markdown
 from distill_eval.run import CheckpointRun, OnProgress, options_for
@@ -107,7 +109,7 @@ def run_longcontext(
         for note in results.notes:
             on_note(note)
     tables = "\n".join(render_markdown(table) for table in result_tables(results))
-    files = {"longcontext.md": tables.encode(), **heat_maps(results)}
+    files = {"longcontext.md": tables.encode(), **figure_files(longcontext_figures(results))}
     facts = _describe(checkpoints, tasks, lengths, runs, options, template)
     write_run(out, records=records, results=results, provenance=facts, files=files)
     return LongRun(out, results, tuple(files))

@@ -55,10 +55,11 @@ def make_source(
     letters: bool = False,
     num_words: int = 25,
     num_shots: int = 0,
+    tasks: Sequence[str] = TASKS,
 ) -> ReportSource:
     """Return what a report of these made-up records is made from; the same arguments give the same values.
 
-    ``num_items``: of each task (the catalog's first of ``TASKS``; gsm8k has no log-likelihood). ``letters``: with
+    ``num_items``: of each task (the catalog's first of ``tasks``; gsm8k has no log-likelihood). ``letters``: with
     that bridging arm. ``num_words``: in a generation that reasons. ``num_shots``: worked examples before each
     question (about 250 characters each). ``hostile``: strings that get into names (in turn), item keys, subsets,
     prompts, outputs, targets and extracted answers (each in turn, so that ``num_items`` of them are all used);
@@ -66,25 +67,25 @@ def make_source(
     """
     labels = ("teacher", *(f"student-{number}" for number in range(1, num_checkpoints)))
     catalog = load_catalog().tasks
-    tasks = tuple(catalog[name] for name in TASKS[:num_tasks])
+    specs = tuple(catalog[name] for name in tasks[:num_tasks])
     arms = (LOGLIKELIHOOD, LETTERS, GENERATIVE) if letters else (LOGLIKELIHOOD, GENERATIVE)
     records = [
         record
-        for number, task in enumerate(tasks)
+        for number, task in enumerate(specs)
         for record in _task_records(task, number, labels, num_items, seeds, arms, num_words, num_shots)
     ]
     frame = records_frame(records)
-    results, explanation = compare_records(frame, tasks, labels), explain_records(frame, tasks, labels)
+    results, explanation = compare_records(frame, specs, labels), explain_records(frame, specs, labels)
     if hostile:
         frame = _hostile_frame(frame, hostile)
-        named = [*(task.title for task in tasks), *labels, *(task.name for task in tasks)]
+        named = [*(task.title for task in specs), *labels, *(task.name for task in specs)]
         names = {name: f"{name} {hostile[i % len(hostile)]}" for i, name in enumerate(named)}
         for column in ("task", "checkpoint"):
             frame[column] = pd.Series([names[name] for name in frame[column]], dtype=object)
-        results, explanation, tasks = (renamed(part, names) for part in (results, explanation, tasks))
+        results, explanation, specs = (renamed(part, names) for part in (results, explanation, specs))
         labels = tuple(names[label] for label in labels)
     return ReportSource(
-        results=results, explanation=explanation, tasks=tasks, frame=frame, provenance=_provenance(labels)
+        results=results, explanation=explanation, tasks=specs, frame=frame, provenance=_provenance(labels)
     )
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -83,13 +82,12 @@ def store(profile: Profile, folder: Path) -> None:
 
 def finish(profile: Profile, folder: Path, accuracies: Mapping[str, float] | None) -> None:
     """Write the finished profile as a run folder without records: figures for ``gate``, tables, plots."""
-    from distill_eval.render.profile import tables, write_figures
+    from distill_eval.render.drawing import figure_files
+    from distill_eval.render.profile import profile_figures, tables
     from distill_eval.render.tables import render_markdown
 
     checkpoints = tuple(found.target.label for found in profile.checkpoints)
     notes = [f"{found.target.label}: {note}" for found in profile.checkpoints for note in found.notes]
-    with tempfile.TemporaryDirectory() as place:
-        drawn = {path.name: path.read_bytes() for path in write_figures(profile, Path(place), accuracies)}
     write_run(
         folder,
         records=(),
@@ -98,7 +96,7 @@ def finish(profile: Profile, folder: Path, accuracies: Mapping[str, float] | Non
         files={
             FILE: _to_json(profile),
             "profile.md": "\n".join(render_markdown(table) for table in tables(profile)).encode(),
-            **drawn,
+            **figure_files(profile_figures(profile, accuracies)),
         },
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from distill_eval.render.profile_plots import write_figures
+from distill_eval.render.profile_plots import profile_figures
 from distill_eval.render.profile_values import (
     cache_bytes,
     context_name,
@@ -37,7 +37,7 @@ from distill_eval.schema.profile import (
 )
 from distill_eval.schema.tables import Column, Table
 
-__all__ = ["tables", "write_figures"]
+__all__ = ["profile_figures", "tables"]
 
 
 def tables(profile: Profile) -> tuple[Table, ...]:

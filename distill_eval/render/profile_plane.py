@@ -3,15 +3,13 @@
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from distill_eval.render import profile_values as values
-from distill_eval.render.profile_style import INK, dress, look, round_ticks
-from distill_eval.render.text import one_line
+from distill_eval.render.drawing import INK, WIDTH, brief, finish, look, shorten
+from distill_eval.render.profile_style import dress, round_ticks
+from distill_eval.render.text import number
 from distill_eval.schema.profile import CheckpointProfile, Profile
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from distill_eval.schema.report import ReportFigure
 
 # Where a label may stand around its point: (right, up).
 _PLACES = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))
@@ -27,25 +25,35 @@ class Cost:
     less_is_better: bool = True
 
 
-def accuracy_plane(profile: Profile, accuracies: Mapping[str, float]) -> "Figure | None":
-    """Generation accuracy against time to first token, memory and throughput; the line is the Pareto front."""
+def accuracy_plane(profile: Profile, accuracies: Mapping[str, float]) -> ReportFigure | None:
+    """Draw generation accuracy against time to first token, memory and throughput; the line is the Pareto front."""
     costs = [cost for cost in _costs(profile, accuracies) if len(cost.values) > 1]
     if not costs:
         return None
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(4.0 * len(costs), 3.9))
+    figure = Figure(figsize=(WIDTH if len(costs) > 1 else WIDTH / 2, 3.0), layout="constrained")
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, cost in zip(panels, costs, strict=True):
         _draw_plane(axes, profile, cost, accuracies)
-    panels[0].set_ylabel("generation accuracy (%)", color=INK)
+    panels[0].set_ylabel("generation accuracy (%)")
     line = Line2D([], [], color=INK, linewidth=1.0, alpha=0.6, label="Pareto front")
-    figure.legend(handles=[line], loc="outside upper right", labelcolor=INK)
+    figure.legend(handles=[line], loc="outside upper right")
     figure.draw_without_rendering()
     for axes, cost in zip(panels, costs, strict=True):
         _name_points(axes, profile, cost, accuracies)
-    return figure
+    labels = [checkpoint.target.label for checkpoint in profile.checkpoints]
+    rows = [(label, 100 * accuracies[label], cost.name, cost.values[label])
+            for cost in costs for label in labels if label in cost.values]  # fmt: skip
+    text = [
+        f"{brief(label)}: {number(accuracies[label])}; "
+        + ", ".join(f"{cost.name} {cost.values[label]:,.4g}" for cost in costs if label in cost.values) + "."
+        for label in labels if any(label in cost.values for cost in costs)
+    ]  # fmt: skip
+    return finish(figure, "accuracy-efficiency", "efficiency", title="Accuracy against efficiency",
+                  text=" ".join(["Mean generation accuracy in percent against cost.", *text]), rows=rows,
+                  columns=("checkpoint", "generation_accuracy_percent", "cost", "value"))  # fmt: skip
 
 
 def _costs(profile: Profile, accuracies: Mapping[str, float]) -> list[Cost]:
@@ -83,7 +91,7 @@ def _draw_plane(axes, profile: Profile, cost: Cost, accuracies: Mapping[str, flo
     for index, checkpoint in enumerate(profile.checkpoints):
         label = checkpoint.target.label
         if label in cost.values:
-            style = look(index) | {"markersize": 8}
+            style = look(index, markersize=8)
             axes.plot(cost.values[label], 100 * accuracies[label], **style, zorder=3)
     low, high = min(cost.values.values()), max(cost.values.values())
     room = max((high / low) ** 0.25, 1.25)
@@ -96,7 +104,7 @@ def _draw_plane(axes, profile: Profile, cost: Cost, accuracies: Mapping[str, flo
     spread = max(max(ys) - min(ys), 4.0)
     axes.set_ylim(min(ys) - 0.2 * spread, max(ys) + 0.2 * spread)
     better = "left" if cost.less_is_better else "right"
-    axes.set_xlabel(f"{cost.name}\nbetter: up and {better}", color=INK)
+    axes.set_xlabel(f"{cost.name}\nbetter: up and {better}")
     dress(axes)
 
 
@@ -125,11 +133,12 @@ def _name_points(axes, profile: Profile, cost: Cost, accuracies: Mapping[str, fl
     ]
     corners = axes.transData.transform(front(cost, accuracies))
     taken += [Bbox([start, end]).padded(1) for start, end in itertools.pairwise(corners)]
-    for index, checkpoint in enumerate(profile.checkpoints):
+    for checkpoint in profile.checkpoints:
         if (label := checkpoint.target.label) not in points:
             continue
-        text = axes.annotate(one_line(label), points[label], textcoords="offset points", xytext=(0, 0), fontsize=9,
-                             color=look(index)["color"])  # fmt: skip
+        text = axes.annotate(
+            shorten(label, 1.5, 9), points[label], textcoords="offset points", xytext=(0, 0), fontsize=8
+        )
         for distance, (right, up) in itertools.product((9, 18), _PLACES):
             text.set(position=(right * distance, up * distance), ha=_ACROSS[right], va=_UPWARDS[up])
             box = text.get_window_extent()

@@ -1,57 +1,42 @@
 """Figures of a profile: curves by context, throughput bars, accuracy against efficiency. The same bytes every time."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from distill_eval.content import content_path
 from distill_eval.render import profile_values as values
+from distill_eval.render.drawing import (
+    INK,
+    PAPER,
+    WIDTH,
+    brief,
+    drawing,
+    finish,
+    glyph,
+    legend_size,
+    look,
+    shorten,
+)
 from distill_eval.render.profile_plane import accuracy_plane
-from distill_eval.render.profile_style import INK, dress, look, round_ticks
-from distill_eval.render.text import one_line
+from distill_eval.render.profile_style import dress, round_ticks
 from distill_eval.schema.profile import OUT_OF_MEMORY, Point, Profile
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from distill_eval.schema.report import ReportFigure
 
 _BOUND: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (4, 2))}
 _LINEAR = 20  # bars further apart than this are drawn on a log axis
 _MISSING: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 6, "markeredgewidth": 1.8}
-_FORMATS: dict[str, dict[str, Any]] = {
-    "svg": {"metadata": {"Date": None, "Creator": None}},
-    "png": {"metadata": {"Software": None}, "dpi": 160},
-}
 
 
-def write_figures(
-    profile: Profile, folder: Path, accuracies: Mapping[str, float] | None = None
-) -> list[Path]:
-    """Write each figure that has something to show as SVG and PNG into ``folder``; return the files.
+def profile_figures(profile: Profile, accuracies: Mapping[str, float] | None = None) -> list[ReportFigure]:
+    """Return the figures that have something to show.
 
     ``accuracies``: generation accuracy, a fraction, by checkpoint's label; the plane of accuracy against efficiency is
     drawn where at least two checkpoints have one.
     """
-    from matplotlib import style
-
-    written = []
-    folder.mkdir(parents=True, exist_ok=True)
-    with style.context(content_path("reports/style.mplstyle")), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figures = {
-            "curves": _curves(profile),
-            "throughput": _throughput(profile),
-            "accuracy-efficiency": accuracy_plane(profile, accuracies or {}),
-        }
-        for name, figure in figures.items():
-            if figure is None:
-                continue
-            for ending, options in _FORMATS.items():
-                written.append(folder / f"{name}.{ending}")
-                figure.savefig(written[-1], format=ending, transparent=False, facecolor="white", **options)
-    return written
+    with drawing():
+        figures = (_curves(profile), _throughput(profile), accuracy_plane(profile, accuracies or {}))
+    return [figure for figure in figures if figure is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,19 +80,47 @@ _CURVES = (
 )
 
 
-def _curves(profile: Profile) -> "Figure | None":
+def _curves(profile: Profile) -> ReportFigure | None:
     """Paper's Figure 2: memory, time to first token and decoding by context; bounds thin and dashed."""
     wanted = values.contexts(profile)
     if not wanted:
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.5, 4.1))
-    panels = figure.subplots(1, len(_CURVES))
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
+    *panels, corner = figure.subplots(2, 2).ravel()
+    corner.set_axis_off()
     for axes, curve in zip(panels, _CURVES, strict=True):
         _draw_curve(axes, curve, profile, wanted)
-    _legend(figure, profile)
-    return figure
+    corner.legend(handles=_handles(profile), loc="center left")
+    rows = [
+        (checkpoint.target.label, point.context, point.batch, point.status, values.ttft_s(point),
+         values.ttft_bound_s(point), values.tokens_per_s(point), values.most_tokens_per_s(point),
+         values.cache_bytes(point), values.formula_bytes(point),
+         ", ".join(curve.timing for curve in _CURVES if _noisy(point, curve)))
+        for checkpoint in profile.checkpoints
+        for point in sorted(checkpoint.points, key=lambda point: point.context)
+    ]  # fmt: skip
+    columns = ("checkpoint", "context_tokens", "batch", "status", "first_token_s", "first_token_bound_s",
+               "decoding_tokens_per_s", "decoding_bound_tokens_per_s", "cache_bytes", "cache_formula_bytes",
+               "noisy")  # fmt: skip
+    text = ["Cache memory, time to first token and decoding speed by context, at batch 1."]
+    for checkpoint in profile.checkpoints:
+        for context in (wanted[0], wanted[-1]):
+            point = values.find_point(checkpoint, context)
+            speed = values.tokens_per_s(point)
+            text.append(
+                f"{brief(checkpoint.target.label)} at {values.context_name(context)}: cache "
+                f"{values.size(values.cache_bytes(point))}, first token {values.milliseconds(values.ttft_s(point))} ms"
+                f", {values.digits(speed)} tokens/s{'' if speed else f' ({values.mark(point)})'}."
+            )
+    return finish(figure, "curves", "efficiency", title="Memory and speed by context", text=" ".join(text),
+                  columns=columns, rows=rows)  # fmt: skip
+
+
+def _noisy(point: Point | None, curve: _Curve) -> bool:
+    timing = getattr(point, curve.timing, None)
+    return timing is not None and timing.noisy
 
 
 def _draw_curve(axes, curve: _Curve, profile: Profile, wanted: list[int]) -> None:
@@ -123,34 +136,33 @@ def _draw_curve(axes, curve: _Curve, profile: Profile, wanted: list[int]) -> Non
             axes.plot(list(found), list(found.values()), **line)
             seen += found.values()
         for context, point in points.items():
-            timing = getattr(point, curve.timing, None)
-            if timing is not None and timing.noisy:
-                axes.plot(context, curve.value(point), **{**style, "markerfacecolor": "white"})
+            if _noisy(point, curve):
+                axes.plot(context, curve.value(point), **{**style, "markerfacecolor": PAPER})
             if point is not None and point.status == OUT_OF_MEMORY and not curve.value(point):
                 at = axes.get_xaxis_transform()
                 axes.plot(context, 0.98 - 0.05 * index, color=color, transform=at, **_MISSING)
         if index:
-            ends += _ratio(curve, reference, checkpoint, wanted, color)
+            ends += _ratio(curve, reference, checkpoint, wanted, index)
     axes.set_xscale("log", base=2)
     axes.set_xticks(wanted, [values.context_name(context) for context in wanted])
     _scale(axes, curve, seen)
     span = max(4.0, wanted[-1] / wanted[0])
-    longest = max((len(text) for _, _, text, _ in ends), default=0)
-    axes.set_xlim(wanted[0] / span**0.06, wanted[-1] * span ** (0.06 + 0.035 * longest))
+    longest = max((len(text) for _, _, text in ends), default=0)
+    axes.set_xlim(wanted[0] / span**0.06, wanted[-1] * span ** (0.06 + 0.045 * longest))
     _place(axes, ends)
-    axes.set_title(curve.title, color=INK)
-    axes.set_xlabel("context (tokens)", color=INK)
+    axes.set_title(curve.title)
+    axes.set_xlabel("context (tokens)")
     dress(axes)
 
 
-def _ratio(curve: _Curve, reference, checkpoint, wanted, color) -> list[tuple[float, float, str, str]]:
-    """Return (context, value) of the curve's end, the ratio at the largest context that both have, and the colour."""
+def _ratio(curve: _Curve, reference, checkpoint, wanted, index) -> list[tuple[float, float, str]]:
+    """Return (context, value) of the curve's end, the ratio at the largest context that both have."""
     own = {context: curve.value(values.find_point(checkpoint, context)) for context in wanted}
     ends = [(context, value) for context, value in own.items() if value]
     for context, value in reversed(ends):
         if of := curve.value(values.find_point(reference, context)):
             where = "" if context == ends[-1][0] else f" at {values.context_name(context)}"
-            return [(*ends[-1], curve.compared(value, of) + where, color)]
+            return [(*ends[-1], f"{glyph(index)} {curve.compared(value, of)}{where}")]
     return []
 
 
@@ -165,38 +177,60 @@ def _scale(axes, curve: _Curve, seen: list[float]) -> None:
     axes.set_ylim(low / room, high * room)
 
 
-def _place(axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def _place(axes, ends: Sequence[tuple[float, float, str]]) -> None:
     """Write the ratios right of their points, apart from each other."""
     low, high = (math.log(limit) for limit in axes.get_ylim())
     heights = []
-    for context, value, text, color in sorted(ends, key=lambda end: end[1]):
+    for context, value, text in sorted(ends, key=lambda end: end[1]):
         height = (math.log(value) - low) / (high - low)
         height = max([height, *(other + 0.065 for other in heights[-1:])])
         heights.append(height)
         axes.annotate(text, (context, height), xycoords=axes.get_xaxis_transform(), xytext=(8, 0),
-                      textcoords="offset points", va="center", color=color, fontsize=9, fontweight="bold")  # fmt: skip
+                      textcoords="offset points", va="center", fontsize=8, fontweight="bold")  # fmt: skip
 
 
-def _throughput(profile: Profile) -> "Figure | None":
+def _throughput(profile: Profile) -> ReportFigure | None:
     """Paper's Figure 5: peak throughput, a panel for each context; ratios to the reference above, batches below."""
     wanted = values.searched(profile)
     if not wanted:
         return None
     from matplotlib.figure import Figure
 
-    across = min(4, len(wanted))
+    across = min(3, len(wanted))
     down = -(-len(wanted) // across)
-    width = max(2.4, 0.62 * len(profile.checkpoints) + 0.7)
-    figure = Figure(figsize=(max(5.0, width * across), 3.2 * down + 0.6))
+    figure = Figure(figsize=(WIDTH, 2.6 * down + 0.6), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     for axes, context in zip(panels, wanted, strict=False):
         _draw_bars(axes, profile, context)
     for axes in panels[len(wanted) :]:
         axes.set_axis_off()
     for axes in panels[::across]:
-        axes.set_ylabel("tokens/s", color=INK)
-    _legend(figure, profile, bars=True)
-    return figure
+        axes.set_ylabel("tokens/s")
+    handles = _handles(profile, bars=True)
+    legend_across, _ = legend_size(handles, WIDTH)
+    figure.legend(handles=handles, loc="outside upper left", ncols=legend_across)
+    found = [
+        (checkpoint.target.label, search.context, search.best, search.points)
+        for checkpoint in profile.checkpoints
+        for search in checkpoint.searches
+    ]
+    rows = [
+        (label, context, best.batch if best else None, values.tokens_per_s(best), values.most_tokens_per_s(best),
+         best.status if best else points[0].status if points else "")
+        for label, context, best, points in found
+    ]  # fmt: skip
+    columns = ("checkpoint", "context_tokens", "batch", "tokens_per_s", "bound_tokens_per_s", "status")
+    text = [
+        f"{brief(label)} at {values.context_name(context)}: "
+        + (
+            f"{values.digits(best.tokens_per_s)} tokens/s with a batch of {best.batch:,}."
+            if best
+            else "none fitted."
+        )
+        for label, context, best, _ in found
+    ]
+    return finish(figure, "throughput", "efficiency", title="Peak throughput", columns=columns, rows=rows,
+                  text=" ".join(["Most decoded tokens a second at the best batch.", *text]))  # fmt: skip
 
 
 def _draw_bars(axes, profile: Profile, context: int) -> None:
@@ -219,7 +253,7 @@ def _draw_bars(axes, profile: Profile, context: int) -> None:
         if speed is None:
             text = "" if search is None else values.mark(search.points[0] if search.points else None)
             axes.annotate(text, (index, 0), xycoords=axes.get_xaxis_transform(), xytext=(0, 4), ha="center",
-                          textcoords="offset points", color=color, fontsize=9, fontweight="bold")  # fmt: skip
+                          textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
             continue
         axes.bar(index, speed, width=0.72, color=color)
         above = speed
@@ -231,23 +265,23 @@ def _draw_bars(axes, profile: Profile, context: int) -> None:
             above = bound if heights[1] - heights[0] < 0.1 else speed
         if (times := values.ratio(speed, speeds[0])) is not None and index:
             axes.annotate(values.times(times), (index, above), xytext=(0, 3), textcoords="offset points", ha="center",
-                          color=INK, fontsize=9, fontweight="bold")  # fmt: skip
+                          fontsize=8, fontweight="bold")  # fmt: skip
     axes.set_xlim(-0.6, len(best) - 0.4)
     axes.set_xticks(range(len(best)), [f"{point.batch:,}" if point else "" for point in best])
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-    axes.set_title(f"{values.context_name(context)} context", color=INK)
-    axes.set_xlabel("batch", color=INK)
+    axes.set_title(f"{values.context_name(context)} context")
+    axes.set_xlabel("batch")
     dress(axes, grid="y")
 
 
-def _legend(figure, profile: Profile, *, bars: bool = False) -> None:
-    """Name checkpoints and what else is drawn, above the panels."""
+def _handles(profile: Profile, *, bars: bool = False) -> list[Any]:
+    """Return a legend's handles: checkpoints and what else is drawn."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     handles: list[Any] = []
     for index, checkpoint in enumerate(profile.checkpoints):
-        style, label = look(index), one_line(checkpoint.target.label)
+        style, label = look(index), shorten(checkpoint.target.label, 2.6, 9)
         handles.append(
             Patch(color=style["color"], label=label) if bars else Line2D([], [], label=label, **style)
         )
@@ -257,8 +291,6 @@ def _legend(figure, profile: Profile, *, bars: bool = False) -> None:
     if not bars and any(point.status == OUT_OF_MEMORY for point in points):
         handles.append(Line2D([], [], color=INK, label="out of memory", **_MISSING))
     if not bars and any(timing.noisy for timing in timings):
-        open_mark = {"marker": "o", "linestyle": "none", "markerfacecolor": "white", "markersize": 5.5}
+        open_mark = {"marker": "o", "linestyle": "none", "markerfacecolor": PAPER, "markersize": 5.5}
         handles.append(Line2D([], [], color=INK, label="noisy", **open_mark))
-    widest = 0.6 + 0.085 * max(len(handle.get_label()) for handle in handles)  # inches, about
-    across = max(1, min(len(handles), int(figure.get_figwidth() / widest)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=across, labelcolor=INK)
+    return handles

@@ -1,16 +1,6 @@
-"""What the figures of a profile share: colours, markers, ticks."""
+"""What the figures of a profile share: ticks and grid."""
 
 import math
-from typing import Any
-
-INK = "#303030"
-_MARKERS = "oDs^vPX*"
-
-
-def look(index: int) -> dict[str, Any]:
-    """Return colour and marker of a checkpoint, the same in every figure; black is the seventh colour."""
-    color = f"C{index % 6}" if index < 6 else INK
-    return {"color": color, "marker": _MARKERS[index % len(_MARKERS)], "markersize": 5.5, "linewidth": 1.8}
 
 
 def round_ticks(low: float, high: float, base: float) -> list[float]:
@@ -35,8 +25,6 @@ def round_ticks(low: float, high: float, base: float) -> list[float]:
 
 
 def dress(axes, grid: str = "both") -> None:
-    """Give the axes their colours and grid ("x", "y", "both")."""
+    """Give the axes their grid ("x", "y", "both")."""
     axes.grid(False)
     axes.grid(True, axis=grid)
-    axes.tick_params(colors=INK, which="both")
-    axes.spines["bottom"].set_color(INK)

@@ -1,25 +1,42 @@
 """The one sentence a reader takes away, the same in every output."""
 
+import math
+
 from distill_eval.render.rows import Row, average_rows, candidates, task_rows, task_titles
-from distill_eval.render.text import interval, number, one_line
+from distill_eval.render.text import interval, join_names, number, one_line
+from distill_eval.schema.explanation import Explanation
+from distill_eval.schema.failures import EMPTY, LOOP, RECOVERABLE, REFUSED, TRUNCATED, UNPARSED, Identity
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Estimate, Results
 
+_CAUSES = {
+    "truncation": (TRUNCATED,),
+    "repetition loops": (LOOP,),
+    "wrong format": (RECOVERABLE, UNPARSED),
+    "empty answers": (EMPTY,),
+    "refusals": (REFUSED,),
+}
+"""Ways to fail other than a wrong answer, as the sentence calls them: the terms of the gap's identity they sum up."""
+_LEAST_SHARE = 0.05  # of the gap, for a cause to be named
 
-def verdict(results: Results) -> str:
+
+def verdict(results: Results, explanation: Explanation | None = None) -> str:
     """Return one plain sentence with numbers for each candidate, joined by spaces."""
-    return " ".join(sentence for _, sentence in verdicts(results))
+    return " ".join(sentence for _, sentence in verdicts(results, explanation))
 
 
-def verdicts(results: Results) -> tuple[tuple[str, str], ...]:
-    """Return (candidate, sentence) pairs; a share of the loss is named only where the gap's interval excludes 0."""
+def verdicts(results: Results, explanation: Explanation | None = None) -> tuple[tuple[str, str], ...]:
+    """Return (candidate, sentence) pairs; shares are named only where the gap's interval excludes 0.
+
+    With ``explanation``, the sentence says how much of the gap is not wrong answers but how generations end or look.
+    """
     pairs = []
     for candidate in candidates(results):
         if candidate is None:
             label = one_line(results.checkpoints[0]) if results.checkpoints else "no checkpoint"
             pairs.append((label, f"{label} was evaluated alone: there is nothing to compare it with."))
         else:
-            pairs.append((candidate, _sentence(results, candidate)))
+            pairs.append((candidate, _sentence(results, candidate, explanation)))
     return tuple(pairs)
 
 
@@ -33,7 +50,54 @@ def excludes_zero(estimate: Estimate) -> bool:
     return estimate.low > 0 or estimate.high < 0
 
 
-def _sentence(results: Results, candidate: str) -> str:
+def cause_shares(results: Results, explanation: Explanation, candidate: str) -> dict[str, float]:
+    """Return the shares of the headline's gap (fractions of 1), largest first, of causes that are worth a word.
+
+    From the identities of exactly the headline's tasks, each weighing the same; empty unless they are of the same
+    items as its gap, the candidate is worse than log-likelihood says and the gap's interval excludes 0.
+    """
+    row = headline(results, candidate)
+    if row is None or row.gap is None or row.gap.low <= 0:
+        return {}
+    gaps = {
+        task.task: gap.estimate for task in results.tasks for gap in task.gaps if gap.candidate == candidate
+    }
+    found: dict[str, Identity] = {
+        task.task: part.identity
+        for task in explanation.failures
+        for part in task.differences
+        if part.candidate == candidate and part.identity
+    }
+    tasks = row.tasks or ()
+    if not all(task in gaps and task in found and _same(gaps[task], found[task].gap) for task in tasks):
+        return {}
+    identities = [found[task] for task in tasks]
+    whole = sum(identity.gap.value for identity in identities)
+    shares = {
+        name: sum(identity.terms[term].estimate.value for identity in identities for term in terms) / whole
+        for name, terms in _CAUSES.items()
+    }
+    return {
+        name: share
+        for name, share in sorted(shares.items(), key=lambda pair: -pair[1])
+        if share >= _LEAST_SHARE
+    }
+
+
+def _same(first: Estimate, second: Estimate) -> bool:
+    return first.num_items == second.num_items and math.isclose(first.value, second.value, abs_tol=1e-9)
+
+
+def _causes(results: Results, explanation: Explanation | None, candidate: str) -> str:
+    shares = cause_shares(results, explanation, candidate) if explanation is not None else {}
+    if not shares:
+        return ""
+    whole = sum(shares.values())
+    size = f"{whole:.0%}" if whole <= 1 else "more than all"  # other parts of the gap are negative then
+    return f"; {size} of that gap is {join_names(list(shares))}"
+
+
+def _sentence(results: Results, candidate: str, explanation: Explanation | None) -> str:
     row = headline(results, candidate)
     if row is None or row.gap is None:
         return _without_gap(results, candidate)
@@ -49,7 +113,7 @@ def _sentence(results: Results, candidate: str) -> str:
     if not excludes_zero(gap):
         return f"{sentence}, an interval that includes 0: these items do not show that the two protocols disagree."
     if gap.value > 0:
-        return f"{sentence}.{_share(row)}"
+        return f"{sentence}{_causes(results, explanation, candidate)}.{_share(row)}"
     return f"{sentence}. Here log-likelihood makes {label} look worse than generation does."
 
 

@@ -326,7 +326,10 @@ async function start() {
     if (place !== undefined) { cursor = Number(place); open(matches[cursor]); }
   });
   new ResizeObserver(() => moveTo(cursor)).observe(list);
-  window.addEventListener("hashchange", () => { if (/^#items(\?|$)/.test(location.hash)) arrive(); });
+  window.addEventListener("hashchange", () => {
+    if (/^#items(\?|$)/.test(location.hash)) arrive();
+    else if (!location.hash) { readLink(); changed(null); } // back to before the first filter
+  });
 
   function arrive() {
     readLink();

@@ -88,6 +88,7 @@ function protocolPart(index, block, row, protocol, pair) {
 // The parts of an item that change with the row and the two checkpoints; `block` is opened or null (no texts here).
 function itemParts(index, block, row, pair) {
   const parts = index.protocols.map((_, protocol) => protocolPart(index, block, row, protocol, pair)).filter((part) => part !== null);
+  if (!parts.length) return [make("p", { className: "quiet" }, "Neither checkpoint has a record of this item: choose another one above.")];
   if (!block) parts.unshift(make("p", { className: "no-text" }, "This item's text is in records.parquet: it is not part of the sample in this file."));
   return parts;
 }

@@ -47,6 +47,7 @@ RUNS = {
         "3",
     ),
     "training_speed": ("--size", "tiny", "--device", "cpu", "--parts", "ours,loop", "--steps", "3"),
+    "report_speed": ("--items", "1000", "--runs", "1"),
     "kill_and_resume": (*DEMO, "--kills", "2", "--run", "--suite demo --limit 2"),
 }
 RUNS_ON_DATA = {

@@ -209,7 +209,7 @@ def draw_curve(figures: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.style.use(Path(__file__).parents[2] / "reports/style.mplstyle")
-    figure, axes = plt.subplots(figsize=(6.4, 3.2))
+    figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     truths = [100 * point["truth"] for point in figures["curve"]]
     for target, name in (("fixed_items", "fixed items"), ("population", "population")):
         needed = [100 * point[target]["used"] for point in figures["curve"]]

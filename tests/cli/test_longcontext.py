@@ -69,8 +69,8 @@ def test_the_whole_command(punkt, folders, places, tmp_path, command):
         beyond = record.num_prompt_tokens + record.num_output_tokens - POSITIONS
         assert record.metadata.get("beyond_positions") == (str(beyond) if beyond > 0 else None)
         assert record.num_output_tokens == 128 or record.finish_reason == "stop"
-    names = [f"heatmap-{task}-{label}.{kind}" for task in TASKS for label in ("teacher", "student")
-             for kind in ("svg", "png")]  # fmt: skip
+    figures = ("accuracy-by-length", *(f"heatmap-{task}" for task in TASKS))
+    names = [f"{name}.{kind}" for name in figures for kind in ("svg", "pdf", "png", "csv")]
     for name in [*names, "longcontext.md"]:
         assert (tmp_path / "run" / name).is_file()
         assert name in done.out

@@ -42,7 +42,9 @@ def test_tables_and_files(command: Callable, tmp_path: Path) -> None:
         "profile.json",
         "profile.md",
         "curves.svg",
+        "curves.csv",
         "throughput.png",
+        "throughput.pdf",
     }
     assert "Time to first token" in (out / "profile.md").read_text()
     gate = command("gate", "--baseline", f"{out}:tiny", "--candidate", f"{out}:student")
@@ -52,7 +54,7 @@ def test_tables_and_files(command: Callable, tmp_path: Path) -> None:
 def test_a_checkpoint_as_json(
     command: Callable, world: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill_eval.render.profile.write_figures", lambda *arguments: [])
+    monkeypatch.setattr("distill_eval.render.profile.profile_figures", lambda *arguments: [])
     result = command("profile", f"mine={world['teacher']}", "--json", "--out", world["out"], *FAST)
     assert result.code == 0, result.err
     assert result.err == ""

@@ -19,7 +19,7 @@ HARDWARE = {"processor": "one", "cores": "2"}
 @pytest.fixture
 def profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """``profile(name, factors, ...)``: the folder of a made-up profile."""
-    monkeypatch.setattr("distill_eval.render.profile.write_figures", lambda *arguments: [])
+    monkeypatch.setattr("distill_eval.render.profile.profile_figures", lambda *arguments: [])
 
     def write(name: str, *factors: float, versions: dict | None = None, hardware: dict = HARDWARE) -> Path:
         stamp = {"versions": versions or {"torch": "2"}, "hardware": hardware}

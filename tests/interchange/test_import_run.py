@@ -32,7 +32,8 @@ def test_both_protocols_of_two_checkpoints(arguments, catalog, tmp_path):
     assert not results.warnings
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {
         "report.html",
-        "table1.tex",
+        "summary.md",
+        "tables",
         "manifest.json",
     }
 
@@ -219,10 +220,3 @@ def test_a_folder_that_is_no_run_is_left_alone(logs, catalog, tmp_path):
 def test_one_engine_alone(logs, catalog, tmp_path):
     with pytest.raises(StoreError, match=r"it has no EvalScope's reviews"):
         import_results([str(logs / "lmeval" / "teacher")], catalog, tmp_path / "run", engine="evalscope")
-
-
-def test_the_report_claims_no_length(arguments, catalog, tmp_path):
-    import_results(arguments, catalog, tmp_path / "run")
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "length unknown" in page
-    assert "-1 tokens" not in page

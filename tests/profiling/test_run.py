@@ -20,7 +20,7 @@ from tests.profiling.conftest import options
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest; the command's test looks at figures."""
-    monkeypatch.setattr("distill_eval.render.profile.write_figures", lambda *arguments: [])
+    monkeypatch.setattr("distill_eval.render.profile.profile_figures", lambda *arguments: [])
 
 
 def statuses(points) -> dict[int, str]:

@@ -1,10 +1,12 @@
-"""Long-context tables and heat maps."""
+"""Long-context tables and figures."""
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from distill_eval.render.longcontext import heat_maps, length_name, result_tables
+from distill_eval.render.longcontext import length_name, result_tables
+from distill_eval.render.longcontext_plots import longcontext_figures
 from distill_eval.schema.longcontext import DepthCell, LongCell, LongDelta, LongResults
 from distill_eval.schema.results import Estimate
 
@@ -57,17 +59,41 @@ def test_tables(results):
     assert len({table.name for table in (teacher, student, delta, longbench)}) == 4
 
 
+def words(figure):
+    return list(ElementTree.fromstring(figure.svg).itertext())
+
+
+def test_figures(results):
+    lines, heat_map = longcontext_figures(results)
+    assert (lines.name, heat_map.name) == ("accuracy-by-length", "heatmap-niah_single_1")
+    assert {lines.section, heat_map.section} == {"longcontext"}
+    assert {"4K", "8K", "teacher", "my student", "beyond the checkpoint's positions"} <= set(words(lines))
+    assert "niah_single_1, teacher: 4K 90.0 [80.0, 95.0], 8K 50.0 [40.0, 55.0]." in lines.text
+    assert lines.csv.decode().splitlines() == [
+        "task,checkpoint,length_tokens,score_percent,low_percent,high_percent,num_items,num_beyond_positions,num_truncated",
+        "niah_single_1,teacher,4096,90,80,95,50,0,0",
+        "niah_single_1,teacher,8192,50,40,55,50,3,0",
+        "niah_single_1,my student,4096,60,50,65,50,0,0",
+    ]
+    assert longcontext_figures(results) == [lines, heat_map]
+
+
 def test_heat_maps(results):
-    files = heat_maps(results)
-    assert sorted(files) == ["heatmap-niah_single_1-teacher.png", "heatmap-niah_single_1-teacher.svg"]
-    assert files["heatmap-niah_single_1-teacher.png"].startswith(b"\x89PNG")
-    svg = files["heatmap-niah_single_1-teacher.svg"]
-    text = list(ElementTree.fromstring(svg).itertext())
-    for words in ("100 (4)", "25 (8)", "4K", "8K*", "0-20", "80-100", "niah_single_1: teacher"):
-        assert words in text
-    assert "score (needles); hatched: none; * dashed: beyond 5000 positions" in text
-    assert b"<pattern" in svg  # the hatching of empty cells
-    assert heat_maps(results) == files
+    heat_map = longcontext_figures(results)[1]
+    key = "niah_single_1: score in percent (needles); hatched: none; * dashed: beyond the checkpoint's positions"
+    assert {"100 (4)", "25 (8)", "4K", "8K*", "0-20", "80-100", "teacher", key} <= set(words(heat_map))
+    assert b"<pattern" in heat_map.svg  # the hatching of empty cells
+    assert b"<image" not in heat_map.svg  # which the page's content policy would not load
+    assert heat_map.csv.decode().splitlines()[1:] == [
+        "niah_single_1,teacher,4096,0,20,100,4",
+        "niah_single_1,teacher,8192,80,100,25,8",
+    ]
+    assert "teacher: 25.0 (8K, 80 to 100% deep) to 100.0 (4K, 0 to 20% deep)." in heat_map.text
+
+
+def test_one_length_and_no_needles_draw_nothing(results):
+    cells = tuple(cell for cell in results.cells if cell.length != "8192")
+    assert longcontext_figures(dataclasses.replace(results, cells=cells, depths=())) == []
 
 
 def test_names_of_lengths():

@@ -1,5 +1,6 @@
 """Tables and figures of a made-up profile: the paper's four architectures on a made-up H200."""
 
+import csv
 import dataclasses
 import io
 import xml.etree.ElementTree as ElementTree
@@ -8,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from distill_eval.render.latex import render_latex
-from distill_eval.render.profile import tables, write_figures
+from distill_eval.render.profile import profile_figures, tables
 from distill_eval.render.profile_plane import Cost, front
 from distill_eval.render.profile_style import round_ticks
 from distill_eval.render.profile_values import context_name, digits, share, size, times
@@ -30,6 +31,7 @@ from distill_eval.schema.profile import (
     Target,
     Timing,
 )
+from distill_eval.schema.report import ReportFigure
 
 CONTEXTS = (2048, 8192, 32768, 131072)
 # Layers with attention, with a state; share of its bounds that each reaches in first token and decoding; batches that
@@ -189,26 +191,29 @@ def test_how_numbers_are_written():
     assert [share(x) for x in (0.384, 0.0213, 1.02, None)] == ["38%", "2.1%", "102%", "-"]
 
 
-def test_figures_are_the_same_bytes_every_time(profile, tmp_path):
-    first = write_figures(profile, tmp_path / "a", ACCURACIES)
-    second = write_figures(profile, tmp_path / "b", ACCURACIES)
-    assert [path.name for path in first] == [
-        "curves.svg", "curves.png", "throughput.svg", "throughput.png",
-        "accuracy-efficiency.svg", "accuracy-efficiency.png",
-    ]  # fmt: skip
-    for one, other in zip(first, second, strict=True):
-        assert one.read_bytes() == other.read_bytes()
-        assert one.stat().st_size > 5000
+def drawn(profile: Profile, accuracies=None) -> dict[str, ReportFigure]:
+    return {figure.name: figure for figure in profile_figures(profile, accuracies)}
 
 
-def words(path) -> list[str]:
-    return [text for text in ElementTree.parse(path).getroot().itertext() if text.strip()]
+def words(figure: ReportFigure) -> list[str]:
+    return [text for text in ElementTree.fromstring(figure.svg).itertext() if text.strip()]
 
 
-def test_figures_say_what_they_show(profile, tmp_path):
+def data(figure: ReportFigure) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(figure.csv.decode())))
+
+
+def test_figures_are_the_same_bytes_every_time(profile):
+    first, second = (profile_figures(profile, ACCURACIES) for _ in range(2))
+    assert [figure.name for figure in first] == ["curves", "throughput", "accuracy-efficiency"]
+    assert {figure.section for figure in first} == {"efficiency"}
+    assert first == second
+
+
+def test_figures_say_what_they_show(profile):
     lost = replace_point(profile, 0, 3, Point(131072, 1, OUT_OF_MEMORY, "too little"))
-    write_figures(lost, tmp_path, ACCURACIES)
-    curves = words(tmp_path / "curves.svg")
+    figures = drawn(lost, ACCURACIES)
+    curves = words(figures["curves"])
     for text in (
         *MADE,
         "2 GiB",
@@ -222,22 +227,49 @@ def test_figures_say_what_they_show(profile, tmp_path):
     ):
         assert text in curves
     # The largest context that both have is 32K: 74.4% less cache.
-    assert "−74.4% at 32K" in curves
-    bars = words(tmp_path / "throughput.svg")
-    assert {"3.95x", "38", "2K context", "128K context"} <= set(bars)
-    plane = words(tmp_path / "accuracy-efficiency.svg")
+    assert "◆ −74.4% at 32K" in curves
+    assert "qwen3-0.6b at 128K: cache -, first token - ms, - tokens/s (OOM)." in figures["curves"].text
+    assert {"3.95x", "38", "2K context", "128K context"} <= set(words(figures["throughput"]))
+    plane = words(figures["accuracy-efficiency"])
     assert {"generation accuracy (%)", *MADE} <= set(plane)
     assert any("time to first token at 32K" in text for text in plane)
 
 
-def test_only_what_there_is_is_drawn(profile, tmp_path):
+def test_figures_have_their_data(profile):
+    figures = drawn(profile, ACCURACIES)
+    curves = data(figures["curves"])
+    assert len(curves) == len(MADE) * len(CONTEXTS)
+    point = profile.checkpoints[3].points[1]
+    assert point.ttft
+    assert point.cache
+    [row] = [r for r in curves if (r["checkpoint"], r["context_tokens"]) == ("pure-kda", "8192")]
+    assert float(row["first_token_s"]) == pytest.approx(point.ttft.median_s, rel=1e-5)
+    assert (row["cache_bytes"], row["status"], row["noisy"]) == (str(point.cache.total), "ok", "step")
+    best = profile.checkpoints[1].searches[1].best
+    [row] = [
+        r
+        for r in data(figures["throughput"])
+        if (r["checkpoint"], r["context_tokens"]) == ("hybrid-kda", "131072")
+    ]
+    assert row["batch"] == "38"
+    assert float(row["tokens_per_s"]) == pytest.approx(best.tokens_per_s, rel=1e-5)
+    assert (
+        f"hybrid-kda at 128K: {digits(best.tokens_per_s)} tokens/s with a batch of 38."
+        in figures["throughput"].text
+    )
+    plane = data(figures["accuracy-efficiency"])
+    assert {row["checkpoint"]: row["generation_accuracy_percent"] for row in plane} == {
+        label: f"{100 * value:.6g}" for label, value in ACCURACIES.items()
+    }
+
+
+def test_only_what_there_is_is_drawn(profile):
     checkpoints = tuple(dataclasses.replace(checkpoint, searches=()) for checkpoint in profile.checkpoints)
     bare = dataclasses.replace(profile, checkpoints=checkpoints)
-    one = write_figures(bare, tmp_path / "one", {"hybrid-kda": 0.5, "somebody else": 0.9})
-    assert [path.name for path in one] == ["curves.svg", "curves.png"]
-    two = write_figures(bare, tmp_path / "two", {"hybrid-kda": 0.5, "pure-kda": 0.4})
-    assert [path.name for path in two][2:] == ["accuracy-efficiency.svg", "accuracy-efficiency.png"]
-    assert any("decoding at 128K" in text for text in words(two[2]))
+    assert list(drawn(bare, {"hybrid-kda": 0.5, "somebody else": 0.9})) == ["curves"]
+    two = drawn(bare, {"hybrid-kda": 0.5, "pure-kda": 0.4})
+    assert list(two) == ["curves", "accuracy-efficiency"]
+    assert any("decoding at 128K" in text for text in words(two["accuracy-efficiency"]))
 
 
 def test_the_front_leaves_out_who_is_beaten_in_both():
@@ -255,8 +287,8 @@ def test_ticks_are_round_and_few():
     assert round_ticks(60, 70, 10) == [60, 62.5, 65, 67.5, 70]
 
 
-def test_nothing_to_draw(profile, tmp_path):
+def test_nothing_to_draw(profile):
     empty = dataclasses.replace(profile.checkpoints[0], points=(), searches=())
     nothing = dataclasses.replace(profile, checkpoints=(empty,))
-    assert write_figures(nothing, tmp_path, {"qwen3-0.6b": 0.7}) == []
+    assert profile_figures(nothing, {"qwen3-0.6b": 0.7}) == []
     assert [table.name for table in tables(nothing)] == ["profile-checkpoints"]

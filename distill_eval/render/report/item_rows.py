@@ -61,7 +61,7 @@ class Rows:
 def item_rows(frame: pd.DataFrame, tasks: Sequence[TaskSpec], checkpoints: Sequence[str]) -> Rows:
     """Arrange the records of these tasks and checkpoints; a record without a seed stands in every seed's row."""
     task_code, checkpoint_code, protocol_code = (
-        pd.Index(names).get_indexer(pd.Index(frame[column].to_numpy(object)))
+        pd.Index(names, dtype=object).get_indexer(pd.Index(frame[column].to_numpy(object), dtype=object))
         for column, names in (
             ("task", [task.name for task in tasks]),
             ("checkpoint", list(checkpoints)),
@@ -136,7 +136,7 @@ def _columns(frame: pd.DataFrame, tasks: Sequence[TaskSpec]) -> dict[str, Any]:
 
 def _texts(column: Any) -> np.ndarray:
     """Return strings, None where they are missing."""
-    values = column.to_numpy(object)
+    values = column.to_numpy(object, copy=True)
     values[column.isna().to_numpy()] = None
     return values
 
@@ -157,14 +157,12 @@ def _graded(rows: Rows) -> np.ndarray:
 
 
 def _quadrants(rows: Rows, graded: np.ndarray) -> np.ndarray:
-    found = np.zeros((len(rows.checkpoints), len(rows)), dtype=np.int64)
     if not set(PROTOCOLS) <= set(rows.protocols):
-        return found
+        return np.zeros((len(rows.checkpoints), len(rows)), dtype=np.int64)
     both = [rows.protocols.index(name) for name in PROTOCOLS]
     ranked, generated = (np.append(rows.columns["score"], np.nan)[rows.cells[:, place]] for place in both)
-    told = graded[:, both].all(axis=1)[rows.task] & ~np.isnan(ranked) & ~np.isnan(generated)
-    found[told] = (1 + 2 * (ranked < 1 - 1e-9) + (generated < 1 - 1e-9))[told]
-    return found
+    told = graded[rows.task][:, both].all(axis=1) & ~np.isnan(ranked) & ~np.isnan(generated)
+    return np.where(told, 1 + 2 * (ranked < 1 - 1e-9) + (generated < 1 - 1e-9), 0)
 
 
 def draw_order(rows: Rows) -> np.ndarray:

@@ -15,6 +15,8 @@ from distill_eval.render.report.packing import Texts, pack
 from distill_eval.schema.failures import CLASSES
 from distill_eval.schema.report import ReportSource
 
+SCRIPTS = ("items_data.js", "items_text.js", "items_detail.js", "items.js")
+"""The explorer's files in reports/templates: one after another in one strict function, behind all blocks."""
 INDEX = "items-index"
 FIELDS = ("prompt", "output", "target", "extracted")
 MAX_ROWS = 400_000  # browsers lay out no taller list
