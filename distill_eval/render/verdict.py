@@ -102,8 +102,10 @@ def _causes(results: Results, explanation: Explanation | None, candidate: str) -
     if not shares:
         return ""
     whole = sum(shares.values())
-    size = f"{whole:.0%}" if whole <= 1 else "more than all"  # other parts of the gap are negative then
-    return f"; {size} of that gap is {join_names(list(shares))}"
+    size = (
+        f"{whole:.0%} of that gap" if whole <= 1 else "all of that gap and more"
+    )  # its other parts are negative
+    return f"; {size} is {join_names(list(shares))}"
 
 
 def _sentence(results: Results, candidate: str, explanation: Explanation | None) -> str:
