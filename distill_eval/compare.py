@@ -2,51 +2,24 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from distill_eval import provenance
-from distill_eval.analysis import compare_records, explain_records, records_frame
-from distill_eval.analysis.comparability import differences, run_facts
 from distill_eval.backends.openai.endpoint import check_endpoints
 from distill_eval.checkpoints import resolve_checkpoint
+from distill_eval.conclude import Comparison, write_comparison
 from distill_eval.content import default_cache_dir
 from distill_eval.data import go_offline, read_manifest, resolve_data_dir
 from distill_eval.errors import OptionError
-from distill_eval.render import latex
-from distill_eval.render.explanation import explanation_sections
 from distill_eval.render.probes import probe_notes, probe_warnings
-from distill_eval.render.report.figures import report_figures
-from distill_eval.render.report.page import render_page
-from distill_eval.render.report.payload import encode_items
-from distill_eval.render.tables import render_latex
 from distill_eval.run import CheckpointRun, OnProgress, PlannedTask, options_for, plan_tasks, run_checkpoint
-from distill_eval.runs import check_writable, to_json, write_run
+from distill_eval.runs import check_writable
 from distill_eval.schema.checkpoints import Checkpoint
-from distill_eval.schema.explanation import Explanation
-from distill_eval.schema.gate import REFUSAL
-from distill_eval.schema.records import Record
-from distill_eval.schema.report import ReportSource
-from distill_eval.schema.results import Results
 from distill_eval.schema.run import RunOptions
 from distill_eval.schema.tasks import TaskSpec
 from distill_eval.store import ResponseStore
-from distill_eval.stored import StoredRun, load_stored, merge_runs
-
-# What an analysis of stored runs takes over from the first of them: how its numbers came about, then and there.
-_OF_THE_RUNS = ("options", "tasks", "versions", "hardware", "data_revisions")
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What a finished comparison leaves in memory; the same lies in ``folder``."""
-
-    folder: Path
-    results: Results
-    explanation: Explanation
-    provenance: dict[str, Any]
-
 
 Evaluate = Callable[
     [Sequence[PlannedTask], Sequence[tuple[Checkpoint, RunOptions]], ResponseStore, OnProgress | None],
@@ -191,89 +164,6 @@ def _conclude(
         warnings=probe_warnings([(run.checkpoint.label, run.probes) for run in runs]),
         out=out,
     )
-
-
-def write_comparison(
-    records: Sequence[Record],
-    tasks: Sequence[TaskSpec],
-    checkpoints: Sequence[str],
-    *,
-    facts: dict[str, Any],
-    notes: Sequence[str],
-    warnings: Sequence[str],
-    out: Path,
-) -> Comparison:
-    """Compare ``records`` of ``checkpoints`` (the first is the reference) and write the run folder ``out``.
-
-    ``facts``: the run's provenance, ready for JSON; ``notes`` and ``warnings`` precede those of the analysis.
-    """
-    frame = records_frame(records)
-    results = compare_records(frame, tasks, checkpoints)
-    results = replace(results, notes=(*notes, *results.notes), warnings=(*warnings, *results.warnings))
-    explanation = explain_records(frame, tasks, checkpoints)
-    source = ReportSource(results, explanation, tuple(tasks), frame, facts)
-    sections = explanation_sections(explanation)
-    table = latex.render_table1(results)
-    further = [render_latex(part) for _, tables in sections for part in tables]
-    files = {
-        "explanation.json": to_json(asdict(explanation)),
-        "report.html": render_page(source, report_figures(source), encode_items(source, 20_000_000)),
-        "table1.tex": latex.render_document(table).encode(),
-        "table1_body.tex": table.encode(),
-        "tables.tex": latex.render_document("\n\\clearpage\n".join(further)).encode(),
-    }
-    write_run(out, records=records, results=results, provenance=facts, files=files)
-    return Comparison(out, results, explanation, facts)
-
-
-def compare_stored(names: Sequence[str], out: Path) -> Comparison:
-    """Analyse finished runs together, ``[label=]FOLDER`` each, and write a run folder at ``out``; loads no model.
-
-    The first run's first checkpoint is the reference. Raises a UserError for folders that are no runs and for runs
-    that cannot be put together.
-    """
-    check_writable(out)
-    runs = [load_stored(name) for name in names]
-    notes = _check_comparable(runs)
-    merged, merge_notes = merge_runs(runs)
-    notes += merge_notes
-    facts = {
-        **provenance.stamp(),
-        **{name: merged.provenance[name] for name in _OF_THE_RUNS if name in merged.provenance},
-        "checkpoints": _first_of(runs, "checkpoints", "label"),
-        "runs": _first_of(runs, "runs", "checkpoint"),
-        "from": [str(run.folder) for run in runs],
-    }
-    warnings = list(dict.fromkeys(text for run in runs for text in run.warnings))
-    return write_comparison(
-        merged.records, merged.tasks, merged.checkpoints, facts=facts, notes=notes, warnings=warnings, out=out
-    )
-
-
-def _first_of(runs: Sequence[StoredRun], key: str, label: str) -> list[dict[str, Any]]:
-    """Return the entries of ``provenance[key]``; of a checkpoint in several runs that of the first, as with records."""
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        for entry in run.provenance.get(key, ()):
-            found.setdefault(entry.get(label, ""), entry)
-    return list(found.values())
-
-
-def _check_comparable(runs: Sequence[StoredRun]) -> list[str]:
-    """Return what differs between the first run and each other and may move numbers; refuse what makes them unlike."""
-    facts = [
-        run_facts(str(run.folder), run.provenance, run.checkpoints[0], records_frame(run.records))
-        for run in runs
-    ]
-    tasks = [task.name for task in runs[0].tasks if all(task.name in other.tasks for other in facts)]
-    notes = []
-    for other in facts[1:]:
-        found = differences(facts[0], other, tasks)
-        refused = [difference.text for difference in found if difference.severity == REFUSAL]
-        if refused:
-            raise OptionError(f"{facts[0].name} and {other.name} cannot be compared: {'; '.join(refused)}")
-        notes += [f"{facts[0].name} and {other.name}: {difference.text}" for difference in found]
-    return notes
 
 
 def describe(

@@ -14,8 +14,8 @@ from distill_eval.checkpoints.resolve import parse_name
 from distill_eval.compare import run_comparison
 from distill_eval.errors import CheckpointError, OptionError, OutputError, did_you_mean
 from distill_eval.published import load_setup
+from distill_eval.render.latex import render_latex
 from distill_eval.render.reproduction import layout_table, render_reproduction
-from distill_eval.render.tables import render_latex
 from distill_eval.run import OnProgress
 from distill_eval.runs import to_json
 from distill_eval.schema.published import PublishedRow, PublishedTable

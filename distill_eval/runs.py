@@ -2,7 +2,8 @@
 
 A folder holds ``records.parquet`` (one row a Record), ``results.json``, ``provenance.json``, whatever was
 rendered from them, and ``manifest.json`` with the SHA-256 of every file, written last: a folder without one
-is not a run. Equal inputs give byte-identical records and results; timings and dates are in provenance alone.
+is not a run. A report of finished runs has a folder of its own, written the same way. Equal inputs give
+byte-identical records and results; timings and dates are in provenance alone.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from distill_eval.errors import OptionError, OutputError, StoreError, did_you_mean
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "distill-eval run"
+REPORT_FORMAT = "distill-eval report"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 RECORDS = "records.parquet"
@@ -34,10 +36,10 @@ JSON_FIELDS = ("scores", "metadata")  # dict fields, kept as JSON text with sort
 LONG_FIELDS = ("prompt", "output")
 
 
-def check_writable(folder: Path) -> None:
-    """Make ``folder`` if need be and raise OutputError unless a run can be written there.
+def check_writable(folder: Path, kind: str = FORMAT) -> None:
+    """Make ``folder`` if need be and raise OutputError unless a run (or other ``kind``) can be written there.
 
-    A folder that holds other things than a run is refused, so that nobody's files are mixed with ours.
+    A folder that holds other things is refused, so that nobody's files are mixed with ours.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,10 +53,16 @@ def check_writable(folder: Path) -> None:
         ) from error
     except OSError as error:
         raise _cannot_write(folder, error) from error
-    ours = {MANIFEST, _staged(MANIFEST)}
-    if not ours.intersection(names) and any(not name.startswith(".") for name in names):
+    what = kind.removeprefix("distill-eval ")
+    if not {MANIFEST, _staged(MANIFEST)}.intersection(names) and any(
+        not name.startswith(".") for name in names
+    ):
         raise OutputError(
-            f"output folder {folder}: neither empty nor a run (no {MANIFEST}); name a new or empty folder"
+            f"output folder {folder}: neither empty nor a {what} (no {MANIFEST}); name a new or empty folder"
+        )
+    if (found := _what_is_in(folder)) not in ("", what):
+        raise OutputError(
+            f"output folder {folder}: holds a {found}, and this would be a {what}; name another folder"
         )
 
 
@@ -68,8 +76,8 @@ def write_run(
 ) -> None:
     """Write a run to ``folder``, replacing an earlier one only once everything new is on disk.
 
-    ``files``: further files by name, such as ``report.html``. Raises OutputError, the earlier run untouched,
-    when something cannot be written.
+    ``files``: further files by name, such as ``report.html`` or ``tables/gaps.tex``. Raises OutputError, the earlier
+    run untouched, when something cannot be written.
     """
     contents = {
         RECORDS: records_to_parquet(records),
@@ -77,9 +85,18 @@ def write_run(
         PROVENANCE: to_json(dict(provenance)),
         **(files or {}),
     }
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(contents.items())}
-    manifest = {"format": FORMAT, "version": FORMAT_VERSION, "files": digests}
-    contents[MANIFEST] = to_json(manifest)  # last in the dict: replaced last
+    write_folder(folder, contents, FORMAT)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes], kind: str) -> None:
+    """Write ``files`` and their manifest, of format ``kind``, to ``folder``.
+
+    Files of an earlier one are replaced, and those that the new one lacks removed, only once everything new is on disk.
+    Raises OutputError, the earlier one untouched, when something cannot be written.
+    """
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+    manifest = {"format": kind, "version": FORMAT_VERSION, "files": digests}
+    contents = {**files, MANIFEST: to_json(manifest)}  # last in the dict: replaced last
     staged = {name: folder / _staged(name) for name in contents}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,11 +110,38 @@ def write_run(
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
         raise _cannot_write(folder, error) from error
+    earlier = _earlier_files(folder, kind)
     try:
         for name, path in staged.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             path.replace(folder / name)
+        for name in earlier - set(contents):
+            if (folder / name).parent.resolve().is_relative_to(folder.resolve()):  # a link may lead elsewhere
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(folder, error) from error
+
+
+def _what_is_in(folder: Path) -> str:
+    """Return what the manifest in ``folder`` is of ("run", "report"); "" without one, or with one that is cut off."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    kind = manifest.get("format") if isinstance(manifest, dict) else None
+    return (
+        kind.removeprefix("distill-eval ")
+        if kind in (FORMAT, REPORT_FORMAT)
+        else f"{MANIFEST} of another program"
+    )
+
+
+def _earlier_files(folder: Path, kind: str) -> set[str]:
+    """Return the names of the files of what stands in ``folder``; nothing of what cannot be read."""
+    try:
+        return set(read_manifest(folder, kind))
+    except StoreError:
+        return set()
 
 
 def load_run(folder: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]]:
@@ -199,8 +243,8 @@ def _check_listed(folder: Path, name: str, manifest: Mapping[str, str]) -> None:
         raise StoreError(f"run folder {folder}: {MANIFEST} does not list {name}")
 
 
-def read_manifest(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file of the run in ``folder``, by name."""
+def read_manifest(folder: Path, kind: str = FORMAT) -> dict[str, str]:
+    """Return the SHA-256 of every file of the run (or other ``kind``) in ``folder``, by name."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
@@ -212,15 +256,18 @@ def read_manifest(folder: Path) -> dict[str, str]:
         raise StoreError(f"run folder {folder}: {MANIFEST} cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise StoreError(f"run folder {folder}: {MANIFEST} is damaged: not JSON") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, REPORT_FORMAT):
         raise StoreError(f"run folder {folder}: {MANIFEST} is another program's")
+    if manifest["format"] != kind:
+        found = manifest["format"].removeprefix("distill-eval ")
+        raise StoreError(f"run folder {folder}: holds a {found}, not a {kind.removeprefix('distill-eval ')}")
     if manifest.get("version") != FORMAT_VERSION:
         raise StoreError(
             f"run folder {folder}: layout {manifest.get('version')} is not the one this version reads"
             f" ({FORMAT_VERSION})"
         )
     files = manifest.get("files")
-    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+    if not isinstance(files, dict) or not all(map(_is_inside, files)):
         raise StoreError(f"run folder {folder}: {MANIFEST} is damaged: its list of files is not one")
     return files
 
@@ -267,7 +314,8 @@ def records_from_parquet(data: bytes) -> list[Record]:
 
 def to_json(value: Any) -> bytes:
     """Return ``value`` as indented JSON; numbers that JSON cannot hold (NaN, infinity) become null."""
-    return (json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")  # of a lone surrogate this makes what JSON writes for it
 
 
 def plain(value: Any) -> Any:
@@ -288,7 +336,14 @@ def plain(value: Any) -> Any:
 
 
 def _staged(name: str) -> str:
-    return f".{name}.new"
+    """Return where a file waits: beside the manifest, so that nothing but hidden files is left by whoever is killed."""
+    return f".{name.replace('/', '--')}.new"
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a manifest's name is one of a file in the folder or below it."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\\" not in name
 
 
 def _cannot_write(folder: Path, error: OSError) -> OutputError:

@@ -20,7 +20,7 @@ _SIDES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredRun:
-    """A run folder's records, what it was asked to do, its checkpoints (the first is its reference) and warnings."""
+    """A run folder's records, what it was asked to do, its checkpoints (first its reference), what it warns of."""
 
     folder: Path
     records: tuple[Record, ...]
@@ -28,6 +28,7 @@ class StoredRun:
     tasks: tuple[TaskSpec, ...]
     checkpoints: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def is_run(name: str) -> bool:
@@ -55,8 +56,8 @@ def load_stored(name: str) -> StoredRun:
     checkpoints = tuple(results.get("checkpoints", ()))
     if not checkpoints:
         raise StoreError(f"run folder {folder}: results.json names no checkpoints")
-    tasks, warnings = stored_tasks(provenance, folder), tuple(results.get("warnings", ()))
-    run = StoredRun(folder, tuple(records), provenance, tasks, checkpoints, warnings)
+    said = (tuple(results.get(name, ())) for name in ("warnings", "notes"))
+    run = StoredRun(folder, tuple(records), provenance, stored_tasks(provenance, folder), checkpoints, *said)
     return _renamed(run, label) if label else run
 
 

@@ -77,7 +77,7 @@ def test_the_report_shows_them(run_folder: Path) -> None:
     for value in accuracy.values():
         assert f">{100 * value:.1f}<" in page
     assert f">{100 * gap['arc_challenge']:+.1f}<" in page
-    table = (run_folder / "table1.tex").read_text()
+    table = (run_folder / "tables" / "table1.tex").read_text()
     for value in accuracy.values():
         assert f"{100 * value:.1f}" in table
 

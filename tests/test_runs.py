@@ -207,3 +207,61 @@ def test_an_interrupted_write_can_be_repeated(tmp_path: Path, monkeypatch: pytes
     check_writable(tmp_path)
     write(tmp_path)
     assert load_run(tmp_path)[0] == RECORDS
+
+
+def test_files_may_lie_below_and_those_of_an_earlier_run_go(tmp_path: Path):
+    write(tmp_path / "run", files={"tables/a.tex": b"a", "tables/b.tex": b"b", "old.html": b"old"})
+    assert (tmp_path / "run" / "tables" / "b.tex").read_bytes() == b"b"
+    write(tmp_path / "run", files={"tables/a.tex": b"new"})
+    assert load_run(tmp_path / "run")[0] == RECORDS
+    found = sorted(path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*.*"))
+    assert found == ["manifest.json", "provenance.json", "records.parquet", "results.json", "tables/a.tex"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "", "a\\..\\b"])
+def test_a_manifest_that_names_files_elsewhere_is_damaged(tmp_path: Path, name: str):
+    write(tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    manifest["files"][name] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="its list of files is not one"):
+        load_run(tmp_path / "run")
+
+
+def test_half_characters_of_an_endpoint_lose_nothing_else(tmp_path: Path):
+    broken = dataclasses.replace(
+        RECORD, output="a\ud800b \ud83d\ude00", extracted=None, metadata={"k": "\udc80"}
+    )
+    write_run(
+        tmp_path / "run",
+        records=[broken, RECORD],
+        results=dataclasses.replace(RESULTS, notes=("odd \udc80",)),
+        provenance={},
+    )
+    records, results, _ = load_run(tmp_path / "run")
+    assert records == [broken, RECORD]
+    assert records[0].output == "a\ufffdb 😀"
+    assert results["notes"] == ["odd \udc80"]
+
+
+def test_what_is_not_ours_is_neither_overwritten_nor_removed(tmp_path: Path):
+    for manifest in ('{"name": "my web app"}', '{"format": 3}', "[]"):
+        (tmp_path / "manifest.json").write_text(manifest)
+        with pytest.raises(OutputError, match=r"holds a manifest\.json of another program"):
+            check_writable(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.tex").write_text("mine")
+    write(tmp_path / "run", files={"tables/a.tex": b"a"})
+    (tmp_path / "run" / "tables" / "a.tex").unlink()
+    (tmp_path / "run" / "tables").rmdir()
+    (tmp_path / "run" / "tables").symlink_to(tmp_path / "other")
+    write(tmp_path / "run")
+    assert (tmp_path / "other" / "a.tex").read_text() == "mine"
+
+
+def test_a_failed_first_write_leaves_a_folder_that_can_be_written_to(tmp_path: Path):
+    with pytest.raises(OutputError):
+        write(tmp_path / "run", files={"tables/a.tex": b"a", "figures/" + "x" * 300: b"too long a name"})
+    assert list((tmp_path / "run").iterdir()) == []
+    check_writable(tmp_path / "run")

@@ -35,6 +35,8 @@ def resolve_checkpoint(
         source, default, folder, revision = _locate(
             name, cache_dir.expanduser(), trust_remote_code=trust_remote_code, on_progress=on_progress or _say
         )
+        if (shown := default.encode(errors="replace").decode()) != default and label is None:
+            raise CheckpointError(f"the name of '{shown}' is no valid text: give a label, as in student=PATH")
         return read_folder(
             folder,
             label=label or default,

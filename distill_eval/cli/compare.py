@@ -49,7 +49,7 @@ from distill_eval.errors import OptionError
 from distill_eval.schema.run import RunOptions
 
 if TYPE_CHECKING:
-    from distill_eval.compare import Comparison
+    from distill_eval.conclude import Comparison
 
 
 def compare_command(
@@ -171,8 +171,9 @@ def compare_command(
 ) -> None:
     """Compare checkpoints on the same items by log-likelihood and by generation.
 
-    Prints one table and writes a run folder: records.parquet, results.json, table1.tex, report.html,
-    provenance.json. Interrupted runs go on where they stopped when the same command is given again.
+    Prints one table and writes a run folder: records.parquet, results.json, provenance.json and what `distill-eval
+    report` makes: report.html, tables, figures, summary.md. Interrupted runs go on where they stopped when the same
+    command is given again.
 
     Examples: `distill-eval compare teacher=Qwen/Qwen3-0.6B student=./student --suite table1`,
     `distill-eval compare A B --tasks arc_easy,gsm8k --limit 200 --greedy`,
@@ -188,7 +189,7 @@ def compare_command(
         show_published(published, as_json)
         return
     if _all_runs(names):
-        from distill_eval.compare import compare_stored
+        from distill_eval.conclude import compare_stored
 
         show_comparison(compare_stored(names, out or Path("runs") / "comparison"), details, as_json)
         return
@@ -289,7 +290,7 @@ def _print(comparison: "Comparison", details: bool) -> None:
     folder = comparison.folder
     console.print(f"\nReport: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        f"Also in {folder}: results.json, explanation.json, records.parquet, table1.tex, tables.tex, "
+        f"Also in {folder}: tables/, figures/, summary.md, results.json, explanation.json, records.parquet, "
         "provenance.json",
         highlight=False,
         markup=False,

@@ -12,6 +12,7 @@ COMMANDS = {
     "prefetch": "distill_eval.cli.prefetch:prefetch_command",
     "probe": "distill_eval.cli.probe:probe_command",
     "profile": "distill_eval.cli.profile:profile_command",
+    "report": "distill_eval.cli.report:report_command",
     "reproduce": "distill_eval.cli.reproduce:reproduce_command",
 }
 GROUPS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill_eval import provenance
 from distill_eval.catalog import Catalog
-from distill_eval.compare import Comparison, write_comparison
+from distill_eval.conclude import Comparison, write_comparison
 from distill_eval.errors import DataError, OptionError, StoreError, TaskError, did_you_mean
 from distill_eval.interchange import evalscope_import, lmeval_import
 from distill_eval.interchange.differences import as_run, difference_warnings, task_file_notes

@@ -20,6 +20,19 @@ def read_accuracies(folder: Path, targets: Sequence[Target]) -> dict[str, float]
     of none of these checkpoints.
     """
     _, results, provenance = load_run(folder)
+    found = match_accuracies(results, provenance, targets)
+    if not found:
+        raise OptionError(
+            f"--accuracy {folder}: that run has no generated answers of {', '.join(t.label for t in targets)} "
+            "(checkpoints are told by their weights, not by their labels)"
+        )
+    return found
+
+
+def match_accuracies(
+    results: Mapping[str, Any], provenance: Mapping[str, Any], targets: Sequence[Target]
+) -> dict[str, float]:
+    """Return what ``read_accuracies`` does, of a run's results and provenance as JSON has them; it may be empty."""
     labels = {entry.get("fingerprint"): entry.get("label") for entry in provenance.get("checkpoints", ())}
     of_lengths = results.get("kind") == LongResults.__dataclass_fields__["kind"].default
     found = {}
@@ -28,11 +41,6 @@ def read_accuracies(folder: Path, targets: Sequence[Target]) -> dict[str, float]
         values = (_long if of_lengths else _compared)(results, label) if label else []
         if values:
             found[target.label] = statistics.fmean(values)
-    if not found:
-        raise OptionError(
-            f"--accuracy {folder}: that run has no generated answers of {', '.join(t.label for t in targets)} "
-            "(checkpoints are told by their weights, not by their labels)"
-        )
     return found
 
 

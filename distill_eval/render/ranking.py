@@ -67,7 +67,7 @@ def _pairs(ranking: Ranking) -> Table:
             one_line(pair.second),
             _value(pair.loglikelihood, signed=True),
             _value(pair.generation, signed=True),
-            _probability(pair.probability_reversed),
+            probability(pair.probability_reversed),
             pair.verdict,
         )
         for pair in ranking.pairs
@@ -94,7 +94,7 @@ def _wrong_choices(ranking: Ranking) -> Table:
             one_line(choice.better),
             _value(choice.loglikelihood_gain),
             _value(choice.generation_loss),
-            _probability(choice.probability_reversed),
+            probability(choice.probability_reversed),
             choice.verdict,
         )
         for choice in ranking.wrong_choices
@@ -114,5 +114,6 @@ def _value(estimate: Estimate, *, signed: bool = False) -> str:
     return f"{number(estimate.value, signed=signed)} {interval(estimate)}"
 
 
-def _probability(value: float) -> str:
+def probability(value: float) -> str:
+    """Write a share of replicates, never as certain."""
     return "<1%" if value < 0.01 else ">99%" if value > 0.99 else f"{value:.0%}"

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from distill_eval.render.latex import escape, render_document
+from distill_eval.render.latex import escape, render_document, render_latex
 from distill_eval.render.rows import PROTOCOL_NAMES
-from distill_eval.render.tables import render_latex
 from distill_eval.render.text import join_names
 from distill_eval.schema.published import PublishedColumn, PublishedTable
 from distill_eval.schema.reproduction import (

@@ -1,10 +1,9 @@
-"""Draw a Table (schema/tables.py) in a terminal, as HTML rows, as LaTeX and as Markdown."""
+"""Draw a Table (schema/tables.py) in a terminal and as Markdown; latex.py and the report's page draw it, too."""
 
-import re
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from distill_eval.render.latex import escape
 from distill_eval.render.text import one_line
 from distill_eval.schema.tables import Column, Table
 
@@ -30,30 +29,13 @@ def column_groups(columns: tuple[Column, ...]) -> list[tuple[str, int]]:
     return [(name, len(list(part))) for name, part in groupby(columns, key=lambda column: column.group)]
 
 
-def render_latex(table: Table, *, label: str = "") -> str:
-    """Return a LaTeX table (needs booktabs and graphicx), scaled down where it is wider than the page."""
-    types = "".join("l" if column.align == "left" else "r" for column in table.columns)
-    lines = [r"\begin{table}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
-    lines.append(rf"\caption{{{' '.join(escape(text) for text in (_sentence(table.title), *table.notes))}}}")
-    # A name holds checkpoints' labels, in which TeX would find its own signs.
-    name = re.sub(r"[^A-Za-z0-9:.+-]", "-", label or table.name)
-    lines.append(rf"\label{{tab:{name}}}")
-    lines += [r"\setbox0=\hbox{%", rf"\begin{{tabular}}{{@{{}}{types}@{{}}}}", r"\toprule"]
-    if any(column.group for column in table.columns):
-        lines += _latex_groups(table)
-    lines += [" & ".join(escape(column.heading) for column in table.columns) + r" \\", r"\midrule"]
-    for number, row in enumerate(table.rows):
-        if number in table.rules and number:
-            lines.append(r"\midrule")
-        cells = [_latex_cell(text, (number, place) in table.strong) for place, text in enumerate(row)]
-        lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}}%"]
-    lines += [
-        r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\leavevmode\box0\fi",
-        r"\end{table}",
-        "",
-    ]
-    return "\n".join(lines)
+def select_columns(table: Table, places: Sequence[int]) -> Table:
+    """Return a table of some of the columns, without notes."""
+    strong = {(row, new) for new, old in enumerate(places) for row in range(len(table.rows))
+              if (row, old) in table.strong}  # fmt: skip
+    columns = tuple(table.columns[place] for place in places)
+    rows = tuple(tuple(row[place] for place in places) for row in table.rows)
+    return Table(table.name, table.title, columns, rows, table.rules, frozenset(strong))
 
 
 def render_markdown(table: Table) -> str:
@@ -129,32 +111,14 @@ def _print_paragraphs(table: Table, console: "Console") -> None:
                 console.print(Text(f"  {one_line(name)}: {one_line(text)}"))
 
 
-def _latex_groups(table: Table) -> list[str]:
-    cells, rules, start = [], [], 1
-    for name, count in column_groups(table.columns):
-        cells.append(rf"\multicolumn{{{count}}}{{c}}{{{escape(name)}}}")
-        if name:
-            rules.append(rf"\cmidrule(lr){{{start}-{start + count - 1}}}")
-        start += count
-    return [" & ".join(cells) + r" \\", " ".join(rules)]
-
-
-def _latex_cell(text: str, strong: bool) -> str:
-    escaped = escape(text)
-    if text[:1] in "+-" and text[1:2].isdigit():
-        escaped = f"${text[0]}${escape(text[1:])}"
-    return rf"\textbf{{{escaped}}}" if strong and text else escaped
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "?", "!")) else f"{text}."
-
-
 def escape_markdown(text: str) -> str:
-    """Escape what Markdown, HTML or a mention (``@name``) would make something of."""
-    escaped = one_line(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    for mark in "|*_`[]#":
+    """Escape what Markdown, HTML, math, a bare address or a mention (``@name``) would make something of."""
+    escaped = (
+        one_line(text).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
+    for mark in "|*_`[]#~$":
         escaped = escaped.replace(mark, f"\\{mark}")
+    escaped = escaped.replace("://", "\\://").replace("www.", "www\\.")
     return escaped.replace("@", "&#64;")
 
 

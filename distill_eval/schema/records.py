@@ -23,7 +23,8 @@ class Record:
     ``choice_logprobs``: log-likelihood tasks: one sum per option, in the option order of the data set.
     ``prompt`` and ``output`` are text as sent and as received (special tokens dropped from ``output``);
     token counts are this project's own, -1 where another program made the record and they are not known
-    (``finish_reason`` is then ""). ``seed`` is None for log-likelihood. ``target``: gold answer.
+    (``finish_reason`` is then ""). ``seed`` is None for log-likelihood. ``target``: gold answer. Lone surrogates, which
+    an endpoint's JSON may hold and no file or table may, become U+FFFD.
     """
 
     checkpoint: str
@@ -46,3 +47,20 @@ class Record:
     scores: dict[str, float] = field(default_factory=dict)
     choice_logprobs: tuple[float, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _FOREIGN:
+            text = getattr(self, name)
+            if text and not text.isascii() and (whole := _without_surrogates(text)) != text:
+                object.__setattr__(self, name, whole)
+
+
+_FOREIGN = ("item_key", "subset", "cluster", "prompt", "output", "target", "extracted")
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

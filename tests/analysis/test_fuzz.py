@@ -13,8 +13,9 @@ import distill_eval.analysis.estimates as estimates
 from distill_eval.analysis import compare_records, explain_records, records_frame
 from distill_eval.analysis.gating import gate_records
 from distill_eval.render.explanation import explanation_sections
+from distill_eval.render.latex import render_latex
 from distill_eval.render.report.page import render_page
-from distill_eval.render.tables import print_table, render_latex, render_markdown
+from distill_eval.render.tables import print_table, render_markdown
 from distill_eval.schema.gate import Margins, Policy
 from distill_eval.schema.records import ARMS, GENERATIVE, LETTERS, LOGLIKELIHOOD, PROTOCOLS
 from distill_eval.schema.report import ReportSource

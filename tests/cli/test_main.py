@@ -28,6 +28,7 @@ def test_version(command: Callable) -> None:
         "prefetch",
         "probe",
         "profile",
+        "report",
         "reproduce",
         "tasks",
     ],

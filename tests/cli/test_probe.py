@@ -226,7 +226,10 @@ def test_a_failed_probe_stands_on_top_of_a_comparison(
     assert "parity probes: teacher passed 1" in " ".join(result.out.split())
     page = (world["out"] / "report.html").read_text()
     assert page.index("student failed 1 parity probe") < page.index('class="verdict"')
-    assert "student failed 1 parity probe (left-padded batch)" in (world["out"] / "table1.tex").read_text()
+    assert (
+        "student failed 1 parity probe (left-padded batch)"
+        in (world["out"] / "tables" / "table1.tex").read_text()
+    )
     [warning] = json.loads((world["out"] / "results.json").read_text())["warnings"]
     assert json.loads(command(*arguments, "--json").out)["warnings"] == [warning]
 

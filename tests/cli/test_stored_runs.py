@@ -31,7 +31,9 @@ def test_two_runs_are_analysed_together(command, tmp_path: Path) -> None:
     assert shown["checkpoints"] == ["teacher", "a", "b"]
     assert shown["explanation"]["failures"][0]["checkpoints"][0]["num_records"] == 1
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert {"explanation.json", "report.html", "tables.tex", "manifest.json"} <= set(written)
+    assert {"explanation.json", "report.html", "summary.md", "tables", "figures", "manifest.json"} <= set(
+        written
+    )
     facts = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert facts["from"] == runs
 

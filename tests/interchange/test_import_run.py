@@ -32,7 +32,8 @@ def test_both_protocols_of_two_checkpoints(arguments, catalog, tmp_path):
     assert not results.warnings
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {
         "report.html",
-        "table1.tex",
+        "summary.md",
+        "tables",
         "manifest.json",
     }
 

@@ -8,11 +8,12 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from rich.console import Console
 
+from distill_eval.render.latex import render_latex
 from distill_eval.render.profile import profile_figures, tables
 from distill_eval.render.profile_plane import Cost, front
 from distill_eval.render.profile_style import round_ticks
 from distill_eval.render.profile_values import context_name, digits, share, size, times
-from distill_eval.render.tables import print_table, render_latex, render_markdown
+from distill_eval.render.tables import print_table, render_markdown
 from distill_eval.schema.profile import (
     FAILED,
     OK,

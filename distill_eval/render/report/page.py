@@ -69,7 +69,7 @@ def render_page(
         hashes=[_hash(script) for script in scripts],
         **first_values(source),
         **provenance_values(source),
-        **section_values(source),
+        **section_values(source, figures),
     )
     return text.encode("utf-8", "backslashreplace")
 
