@@ -64,4 +64,4 @@ def test_the_example_holds_items_of_this_project_alone():
     assert source.frame is not None
     assert set(source.frame["task"]) == {task.name for task in source.tasks}
     for task in source.tasks:
-        assert task.items.startswith("generator:"), task.name
+        assert (task.items or "").startswith("generator:"), task.name
