@@ -34,11 +34,11 @@ def render_summary(source: ReportSource, figures: Sequence[ReportFigure]) -> byt
     parts += _images(figures, "first")
     if results is not None:
         parts += ["## Scores", *_scores(results)]
-    parts += _images(figures, "tasks")
     if results is not None and explanation is not None:
         causes = [_causes(results, explanation, label) for label in results.checkpoints[1:]]
         tables = [render_markdown(table) for table in causes if table is not None]
         parts += ["## What the gap is made of", *tables] if tables else []
+    parts += _images(figures, "tasks")
     ranking = explanation.ranking if explanation and len(explanation.checkpoints) > 2 else None
     for section, title in _SECTIONS:
         texts = _images(figures, section)
@@ -82,11 +82,17 @@ def _scores(results: Results) -> list[str]:
 
 
 def _images(figures: Sequence[ReportFigure], section: str) -> list[str]:
+    """Images with what they show in a sentence; the values are in the tables and beside the image, as CSV."""
     return [
-        f"![{escape_markdown(f'{figure.title}. {figure.text}')}](figures/{figure.name}.png)"
+        f"![{escape_markdown(f'{figure.title}: {_first_sentence(figure.text)}')}](figures/{figure.name}.png)"
         for figure in figures
         if figure.section == section
     ]
+
+
+def _first_sentence(text: str) -> str:
+    first, stop, _ = text.partition(". ")
+    return first + stop.strip()
 
 
 def _causes(results: Results, explanation: Explanation, candidate: str) -> Table | None:

@@ -16,7 +16,7 @@ from tests.made_reports import make_source, renamed
 from tests.made_runs import make_longcontext, make_profile
 
 
-def figure(name: str, section: str, text: str = "What it shows.") -> ReportFigure:
+def figure(name: str, section: str, text: str = "What it shows. Then values.") -> ReportFigure:
     return ReportFigure(name, section, f"The {name}", text, b"", b"", b"", b"")
 
 
@@ -95,7 +95,7 @@ def test_no_shares_of_a_gap_that_may_be_none():
 def test_images_are_relative_and_have_words(source):
     images = [token for token in tokens(render_summary(source, FIGURES).decode()) if token.type == "image"]
     assert [image.attrs["src"] for image in images] == [f"figures/{f.name}.png" for f in FIGURES]
-    assert images[0].content == "The slope. What it shows."
+    assert images[0].content == "The slope: What it shows."
 
 
 def test_warnings_and_commands(source):
