@@ -71,7 +71,7 @@ def source(made) -> ReportSource:
 def test_golden_without_styles_and_scripts(source, check_golden):
     text = render_page(source, [SLOPE]).decode()
     text = re.sub(r"<(style|script)>.*?</\1>", r"<\1></\1>", text, flags=re.DOTALL)
-    check_golden("report.html", re.sub(r"'sha256-[^']+'", "'sha256-'", text))
+    check_golden("report.html", re.sub(r"sha256-[\w+/=]+", "sha256-", text))
 
 
 def test_the_same_bytes_every_time():
