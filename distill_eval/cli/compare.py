@@ -286,7 +286,8 @@ def _print(comparison: "Comparison", details: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     sections = explanation_sections(comparison.explanation)
     tables = [table for _, part in sections for table in part]
-    render_table(comparison.results, console, tables if details else short_tables(comparison.explanation))
+    shown = tables if details else short_tables(comparison.explanation)
+    render_table(comparison.results, console, shown, comparison.explanation)
     folder = comparison.folder
     console.print(f"\nReport: {folder / 'report.html'}", highlight=False, markup=False, soft_wrap=True)
     console.print(

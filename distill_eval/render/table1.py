@@ -7,6 +7,7 @@ from typing import TypeVar
 from distill_eval.render.rows import average_notes, is_perplexity, metric_groups, metric_name, task_titles
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.render.verdict import headline, verdict
+from distill_eval.schema.explanation import Explanation
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Cell, Estimate, Results, TaskResult
 from distill_eval.schema.tables import Column, Table
@@ -163,10 +164,10 @@ def _notes(results: Results, columns: list[_Column], intervals: bool) -> list[st
     return notes
 
 
-def conclusion(results: Results) -> str:
+def conclusion(results: Results, explanation: Explanation | None = None) -> str:
     """Return the verdict; of several candidates only their gaps: a caption is no place for all the sentences."""
     if len(results.checkpoints) <= 2:
-        return verdict(results)
+        return verdict(results, explanation)
     rows = [(one_line(label), headline(results, label)) for label in results.checkpoints[1:]]
     gaps = [
         f"{label} {number(row.gap.value)} pp {interval(row.gap)}" for label, row in rows if row and row.gap

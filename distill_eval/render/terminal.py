@@ -20,6 +20,7 @@ from distill_eval.render.rows import (
 from distill_eval.render.tables import print_table
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.render.verdict import excludes_zero, verdicts
+from distill_eval.schema.explanation import Explanation
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Results
 from distill_eval.schema.tables import Table
@@ -28,7 +29,12 @@ _SPACE = 2  # columns between two columns of the table
 _WIDEST_LABEL = 8  # a checkpoint's name heads its column up to this width
 
 
-def render_table(results: Results, console: Console, further: Sequence[Table] = ()) -> None:
+def render_table(
+    results: Results,
+    console: Console,
+    further: Sequence[Table] = (),
+    explanation: Explanation | None = None,
+) -> None:
     """Print warnings, one table for each candidate, ``further`` ones, the notes, and last the verdict."""
     for warning in results.warnings:
         console.print(Text(f"WARNING: {one_line(warning)}", style="bold red"))
@@ -41,7 +47,7 @@ def render_table(results: Results, console: Console, further: Sequence[Table] = 
     for note in _notes(results):
         console.print(Text(note, style="dim"))
     console.print()
-    for _, sentence in verdicts(results):
+    for _, sentence in verdicts(results, explanation):
         console.print(Text(sentence, style="bold"))
 
 

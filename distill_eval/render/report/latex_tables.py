@@ -56,7 +56,9 @@ def _subjects(source: ReportSource, intervals: bool) -> dict[str, list[Table]]:
     found: dict[str, list[Table]] = {}
     if results is not None:
         table = table1(results, intervals=intervals)
-        found["table1"] = [replace(table, notes=(*filter(None, [conclusion(results)]), *table.notes))]
+        found["table1"] = [
+            replace(table, notes=(*filter(None, [conclusion(results, explanation)]), *table.notes))
+        ]
         found["gaps"] = [_gaps(results, explanation, label) for label in results.checkpoints[1:]]
     if explanation is not None:
         for table in _explaining(explanation):
