@@ -11,7 +11,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet
 DEPS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint format bench vllm-cpu test-vllm clean check-python
+.PHONY: demo example test lint format bench vllm-cpu test-vllm clean check-python
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -19,6 +19,9 @@ help:  ## say what there is
 
 demo: $(VENV)/.installed  ## compare a real model with a 3-bit copy of itself, from nothing, in a few minutes
 	$(BIN)/distill-eval compare teacher=demo:smollm2 student=demo:smollm2-3bit --suite demo --out runs/demo
+
+example: $(VENV)/.installed-dev  ## make the example report (reports/examples) again of the run beside it
+	$(BIN)/python reports/examples/make.py
 
 test: $(VENV)/.installed-dev  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -58,7 +58,8 @@ def make_longcontext(labels: Sequence[str]) -> LongResults:
             cells.append(
                 _cell(label, task, ALL_LENGTHS, 0.3 - 0.05 * number - 0.03 * place, num_truncated=place == 1)
             )
-    lengths = dict.fromkeys(NEEDLES, LENGTHS) | dict.fromkeys(DATA_SETS, (ALL_LENGTHS,))
+    lengths: dict[str, tuple[str, ...]] = dict.fromkeys(NEEDLES, LENGTHS)
+    lengths |= dict.fromkeys(DATA_SETS, (ALL_LENGTHS,))
     return LongResults(
         tuple(labels), (*NEEDLES, *DATA_SETS), lengths, dict.fromkeys(labels, 40960), tuple(cells)
     )

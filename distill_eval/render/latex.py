@@ -80,17 +80,17 @@ def render_latex(table: Table, *, label: str = "") -> str:
     A table wider than a line is scaled down to it; where that would leave less than about 70% of a landscape page's
     size, groups of columns go below one another. ``label`` is the table's name after ``tab:``.
     """
-    lines, caption = [], _caption(table)
+    lines, texts = [], _caption(table)
     # A name holds checkpoints' labels, in which TeX would find its own signs.
     name = re.sub(r"[^A-Za-z0-9:._+-]", "-", label or table.name)
-    for number, parts in enumerate(_pages(table, caption)):
+    for number, parts in enumerate(_pages(table, sum(map(_length, texts)))):
         lines += [r"\begin{table}[t]", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
         lines += [r"\setlength{\belowcaptionskip}{6pt}", r"\setlength{\emergencystretch}{3em}"]
         if number == 0:
-            lines += [rf"\caption{{{caption}}}", rf"\label{{tab:{name}}}"]
+            lines += [rf"\caption{{{' '.join(map(paragraph, texts))}}}", rf"\label{{tab:{name}}}"]
         else:
             lines.append(
-                rf"Table~\thetable{{}} (continued): {paragraph(_cut(table.title, _CAPTION_LINE))}\par\medskip"
+                rf"Table~\thetable{{}} (continued): {paragraph(_cut(one_line(table.title), _CAPTION_LINE))}\par\medskip"
             )
         for place, part in enumerate(parts):
             lines += [r"\par\medskip"] if place else []
@@ -140,9 +140,9 @@ def _escape_character(character: str) -> str:
     return rf"\texttt{{U+{ord(character):04X}}}"
 
 
-def _caption(table: Table) -> str:
+def _caption(table: Table) -> list[str]:
     """Title and notes, as many as fit; a report's page has all of them."""
-    title, texts = _sentence(_cut(table.title, _LONGEST_CAPTION // 2)), []
+    title, texts = _sentence(_cut(one_line(table.title), _LONGEST_CAPTION // 2)), []
     left = _LONGEST_CAPTION - len(title)
     for note in table.notes:
         left -= len(note)
@@ -151,16 +151,19 @@ def _caption(table: Table) -> str:
     missing = len(table.notes) - len(texts)
     if missing:
         texts.append(f"{missing} more note{'s' if missing > 1 else ''} in report.html.")
-    return " ".join(paragraph(text) for text in (title, *texts))
+    return [title, *texts]
 
 
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def _pages(table: Table, caption: str) -> list[list[Table]]:
-    """Cut a table into what fits beside and below one another: pages of parts."""
-    free = _MAX_LINES - 1 - len(caption) // _CAPTION_LINE
+def _pages(table: Table, caption: int) -> list[list[Table]]:
+    """Cut a table into what fits beside and below one another: pages of parts.
+
+    ``caption``: characters.
+    """
+    free = _MAX_LINES - 1 - caption // _CAPTION_LINE
     parts = [part for panel in _panels(table) for part in _sections(panel, free - _head_lines(panel))]
     pages, room = [], 0.0
     for part in parts:
@@ -234,18 +237,18 @@ def _width(table: Table, place: int) -> float:
     """Estimate a column's width in points."""
     column = table.columns[place]
     limit = _limit(column)
-    widths = [_POINTS * min(_length(one_line(column.heading)), _HEAD_LIMIT)]
+    widths = [_POINTS * min(_length(_cut(one_line(column.heading), _HEAD_LIMIT)), _HEAD_LIMIT)]
     for row in table.rows:
         small = _FINE_PRINT.fullmatch(row[place])
-        widths.append(min(_length(one_line(row[place])), limit) * (_SMALL_POINTS if small else _POINTS))
+        widths.append(
+            min(_length(_cut(one_line(row[place]), limit)), limit) * (_SMALL_POINTS if small else _POINTS)
+        )
     return max(widths) + _SEPARATION
 
 
 def _length(text: str) -> int:
     """Characters that ``escape`` prints."""
-    return sum(
-        1 if len(part := _escape_character(c)) == 1 or "{U+" not in part else 7 for c in one_line(text)
-    )
+    return sum(7 if "{U+" in _escape_character(character) else 1 for character in text)
 
 
 def _limit(column: Column) -> int:

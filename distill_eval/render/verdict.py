@@ -50,15 +50,12 @@ def excludes_zero(estimate: Estimate) -> bool:
     return estimate.low > 0 or estimate.high < 0
 
 
-def cause_shares(results: Results, explanation: Explanation, candidate: str) -> dict[str, float]:
-    """Return the shares of the headline's gap (fractions of 1), largest first, of causes that are worth a word.
+def headline_identities(results: Results, explanation: Explanation, candidate: str) -> list[Identity]:
+    """Return what the gap of each of the headline's tasks is made of, candidate minus reference.
 
-    From the identities of exactly the headline's tasks, each weighing the same; empty unless they are of the same
-    items as its gap, the candidate is worse than log-likelihood says and the gap's interval excludes 0.
+    Empty unless all of them have that, of the same items as the gap.
     """
     row = headline(results, candidate)
-    if row is None or row.gap is None or row.gap.low <= 0:
-        return {}
     gaps = {
         task.task: gap.estimate for task in results.tasks for gap in task.gaps if gap.candidate == candidate
     }
@@ -68,10 +65,22 @@ def cause_shares(results: Results, explanation: Explanation, candidate: str) -> 
         for part in task.differences
         if part.candidate == candidate and part.identity
     }
-    tasks = row.tasks or ()
+    tasks = (row.tasks if row else None) or ()
     if not all(task in gaps and task in found and _same(gaps[task], found[task].gap) for task in tasks):
+        return []
+    return [found[task] for task in tasks]
+
+
+def cause_shares(results: Results, explanation: Explanation, candidate: str) -> dict[str, float]:
+    """Return the shares of the headline's gap (fractions of 1), largest first, of causes that are worth a word.
+
+    From the identities of the headline's tasks, each weighing the same; empty unless the candidate is worse than
+    log-likelihood says and the gap's interval excludes 0.
+    """
+    row = headline(results, candidate)
+    identities = headline_identities(results, explanation, candidate)
+    if row is None or row.gap is None or row.gap.low <= 0 or not identities:
         return {}
-    identities = [found[task] for task in tasks]
     whole = sum(identity.gap.value for identity in identities)
     shares = {
         name: sum(identity.terms[term].estimate.value for identity in identities for term in terms) / whole
@@ -93,8 +102,10 @@ def _causes(results: Results, explanation: Explanation | None, candidate: str) -
     if not shares:
         return ""
     whole = sum(shares.values())
-    size = f"{whole:.0%}" if whole <= 1 else "more than all"  # other parts of the gap are negative then
-    return f"; {size} of that gap is {join_names(list(shares))}"
+    size = (
+        f"{whole:.0%} of that gap" if whole <= 1 else "all of that gap and more"
+    )  # its other parts are negative
+    return f"; {size} is {join_names(list(shares))}"
 
 
 def _sentence(results: Results, candidate: str, explanation: Explanation | None) -> str:

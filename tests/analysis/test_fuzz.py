@@ -13,11 +13,12 @@ import distill_eval.analysis.estimates as estimates
 from distill_eval.analysis import compare_records, explain_records, records_frame
 from distill_eval.analysis.gating import gate_records
 from distill_eval.render.explanation import explanation_sections
-from distill_eval.render.html import render_report
 from distill_eval.render.latex import render_latex
+from distill_eval.render.report.page import render_page
 from distill_eval.render.tables import print_table, render_markdown
 from distill_eval.schema.gate import Margins, Policy
 from distill_eval.schema.records import ARMS, GENERATIVE, LETTERS, LOGLIKELIHOOD, PROTOCOLS
+from distill_eval.schema.report import ReportSource
 from distill_eval.schema.results import Estimate
 
 OUTPUTS = (
@@ -158,7 +159,7 @@ def test_whatever_is_missing(number: int, make_task, make_records) -> None:
         print_table(table, Console(file=io.StringIO(), width=100))
         assert "nan" not in render_latex(table) + render_markdown(table)
     if number == 0:
-        render_report(results, {}, frame, sections)
+        render_page(ReportSource(results, found, tuple(tasks), frame))
     again = frame.sample(frac=1, random_state=number)
     assert flat(explain_records(again, tasks, labels)) == flat(found)
     assert flat(compare_records(again, tasks, labels)) == flat(results)

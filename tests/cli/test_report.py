@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tests.made_reports import make_source
-from tests.made_runs import make_longcontext, make_profile
 
 from distill_eval.profiling.storing import finish
+from distill_eval.render.report import report_page
 from distill_eval.report import load_source
 from distill_eval.runs import MANIFEST, write_run
 from distill_eval.schema.records import Record
 from distill_eval.schema.results import Results
+from tests.made_reports import make_source
+from tests.made_runs import make_longcontext, make_profile
 
 LABELS = ("teacher", "student-1")
 
@@ -126,3 +127,13 @@ def test_what_cannot_be_reported_is_one_line(command: Callable, runs: dict[str, 
         assert len(done.error_lines) == 1
         assert said in done.error_lines[0], done.error_lines
     assert (tmp_path / "other" / "mine.txt").read_text() == "mine"
+
+
+def test_the_page_keeps_to_its_size() -> None:
+    source = make_source(num_tasks=2, num_items=500, num_words=600)
+    whole, part, least = (report_page(source, (), size) for size in (25_000_000, 1_000_000, 10_000))
+    assert len(part) <= 1_000_000 < len(whole)
+    assert len(part) > 800_000
+    assert b"records.parquet" in part
+    assert b"the items are left out: all else takes" in least
+    assert b'id="items"' not in least

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from distill_eval.render.gap import gap_tables
-from distill_eval.render.html import render_report
 from distill_eval.schema.gap import (
     Agreement,
     AverageSplit,
@@ -17,7 +16,7 @@ from distill_eval.schema.gap import (
     SubsetPart,
     TaskGap,
 )
-from distill_eval.schema.results import Estimate, Results
+from distill_eval.schema.results import Estimate
 
 
 def about(value: float) -> Estimate:
@@ -74,13 +73,3 @@ def test_a_floor_marks_the_tables_that_rest_on_its_protocol(floor: str, marked: 
     analysis = replace(analysis, tasks=(replace(analysis.tasks[0], floor=(floor,)),))
     tables = gap_tables(analysis, ["teacher", "student"])
     assert {table.name for table in tables if table.rows[0][0] == "ARC <b> (floor)"} == marked
-
-
-def test_a_report_shows_them_as_text() -> None:
-    results = Results(("teacher", "student"), (), ())
-    tables = gap_tables(made(), results.checkpoints)
-    page = render_report(results, {}, None, [("Where the gap comes from", tables)])
-    assert "<h2>Where the gap comes from</h2>" in page
-    assert "ARC &lt;b&gt;" in page
-    assert page.count('<table class="ready">') == len(tables)
-    assert '<th colspan="4" scope="colgroup">right when</th>' in page

@@ -1,60 +1,94 @@
-import shutil
-import subprocess
+"""Escaping, and tables that are cut to fit a page."""
+
+from dataclasses import replace
 
 import pytest
 
-from distill_eval.render.latex import escape, render_document, render_table1
+from distill_eval.render.latex import escape, paragraph, render_latex
+from distill_eval.schema.tables import Column, Table
 
-HOSTILE = "a_b%c&d#e$f{g}h~i^j\\k<l>m|n'o`p [q] \x1b é ß 中"
-
-
-def test_layout_of_table_1(made, check_golden):
-    check_golden("table1.tex", render_table1(made.results()))
-
-
-def test_best_candidate_is_bold_only_among_several(made):
-    assert r"\textbf" not in render_table1(made.results())
-    several = render_table1(made.results(("first", "second")))
-    assert r"\textbf{75.2}" in several
-    assert r"\textbf{90.8}" not in several  # the reference competes with nobody
-
-
-def test_a_warning_leads_the_caption(made):
-    text = render_table1(made.results(warnings=("student failed 1 probe & more",)))
-    assert r"\caption{\textbf{Warning:} student failed 1 probe \& more. PPL-based" in text
+TABLE = Table(
+    name="parts",
+    title="Parts of 50% of the gap",
+    columns=(
+        Column("task", "left"),
+        Column("format", group="part"),
+        Column("decoding", group="part"),
+        Column("n"),
+    ),
+    rows=(("ARC_E|x", "+1.0", "-20.5 [-22.0, -19.0]", "400"), ("<b>", "", "0.0", "3")),
+    rules=(1,),
+    strong=frozenset({(0, 2)}),
+    notes=("A note, about @someone",),
+)
 
 
-def test_escapes():
-    assert escape("50%_of & more") == r"50\%\_of \& more"
-    assert escape("中") == r"\texttt{U+4E2D}"
-    assert escape("[x]").startswith("{}[")
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("50%_of & more", r"50\%\_of \& more"),
+        ("中", r"\texttt{U+4E2D}"),
+        ("[x]", "{}[x]"),
+        ("a--b", "a-{}-b"),
+        ("\\input{x}", r"\textbackslash{}input\{x\}"),
+        ("\x1b\n", r"\textbackslash{}x1b"),
+        ("up ↑ ±2×", r"up $\uparrow$ $\pm$2$\times$"),
+        ("ﬁ", "fi"),
+    ],
+)
+def test_escapes(text, printed):
+    assert escape(text) == printed
 
 
-def test_two_averages_are_told_apart(made):
-    text = render_table1(made.results())
-    assert "Avg. (5)" in text
-    assert "Avg. (7)" in text
-    assert "Average of 7 tasks, generation (all)" in text
+def test_a_paragraph_breaks_and_cuts_long_words():
+    assert paragraph("short words") == "short words"
+    assert r"\allowbreak{}" in paragraph("x" * 40)
+    assert len(paragraph("x" * 10**6)) < 400
+    assert paragraph("by -3.1 pp [-4.0, -2.2].") == "by $-$3.1 pp {}[$-$4.0, $-$2.2]."
 
 
-def test_a_perplexity_is_best_when_low(made):
-    lines = render_table1(made.results(("first", "second"))).splitlines()
-    assert r"\textbf{5.93}" in next(line for line in lines if line.startswith("first"))
-    assert r"6.55 &" in next(line for line in lines if line.startswith("second"))
+def test_cells_and_groups():
+    text = render_latex(TABLE)
+    assert r"\multicolumn{2}{c}{part}" in text
+    assert r"\cmidrule(lr){2-3}" in text
+    assert r"ARC\_E\textbar{}x & $+$1.0 & \textbf{$-$20.5} {\scriptsize [$-$22.0, $-$19.0]} & 400 \\" in text
+    assert r"\caption{Parts of 50\% of the gap. A note, about @someone.}" in text
+    assert text.count(r"\midrule") == 2
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
-@pytest.mark.parametrize("intervals", [False, True])
-def test_compiles(made, tmp_path, intervals):
-    results = made.results((HOSTILE, "second"), reference="[ref] 100%")
-    (tmp_path / "t.tex").write_text(render_document(render_table1(results, intervals=intervals)))
-    run = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-2000:]
-    assert "Overfull" not in run.stdout
-    assert (tmp_path / "t.pdf").stat().st_size > 1000
+def test_a_label_holds_nothing_that_tex_reads():
+    assert "\\label{tab:parts-a_b--x--y}" in render_latex(replace(TABLE, name="parts-a_b%{x}\ny"))
+
+
+def test_a_long_name_is_set_in_lines():
+    text = render_latex(replace(TABLE, rows=(("Qwen2.5-7B-Instruct/" * 4, "1", "2", "3"),), rules=()))
+    assert r"\begin{tabular}[t]{@{}l@{}}Qwen2.5-7B-Instruct/Qwen2.5-7B-Instruct/Qwen2.5-\\7B" in text
+
+
+def test_a_wide_table_is_cut_between_groups():
+    columns = [Column(f"h{n}", group="first" if n < 20 else "second") for n in range(40)]
+    wide = Table("wide", "Wide", (Column("task", "left"), *columns), (("t", *["100.0"] * 40),))
+    text = render_latex(wide)
+    assert text.count(r"\begin{table}") == 1
+    parts = [part.split(r"\end{tabular}")[0] for part in text.split(r"\begin{tabular}")[1:]]
+    assert [part.count("100.0") for part in parts] == [20, 20]
+    assert all("t & 100.0" in part for part in parts)
+
+
+def test_a_tall_table_is_cut_at_rules():
+    rows = tuple(("" if n % 3 else f"task {n}", str(n), "", "") for n in range(60))
+    tall = replace(TABLE, rows=rows, rules=tuple(range(0, 60, 3)), strong=frozenset({(59, 1)}))
+    tables = render_latex(tall).split(r"\begin{table}")[1:]
+    assert len(tables) == 2
+    assert r"\thetable{} (continued)" in tables[1]
+    assert [table.count(r"\label") for table in tables] == [1, 0]
+    first_row = tables[1].split("\\midrule\n")[1]
+    assert first_row.startswith("task ")
+    assert r"\textbf{59}" in tables[1]
+    printed = [n for n in range(60) if any(f" & {n} &" in t or f"{{{n}}} &" in t for t in tables)]
+    assert printed == list(range(60))
+
+
+def test_what_does_not_fit_a_caption_is_counted():
+    many = replace(TABLE, notes=tuple(f"note {n} " + "x " * 200 for n in range(9)))
+    assert "5 more notes in report.html." in render_latex(many)

@@ -1,11 +1,9 @@
 """A Table drawn in the terminal, as LaTeX and as Markdown."""
 
 import io
-from dataclasses import replace
 
 from rich.console import Console
 
-from distill_eval.render.latex import render_latex
 from distill_eval.render.tables import column_groups, print_table, render_markdown
 from distill_eval.schema.tables import Column, Table
 
@@ -47,15 +45,6 @@ def test_groups_span_their_columns() -> None:
     assert column_groups(TABLE.columns) == [("", 1), ("part", 2), ("", 1)]
 
 
-def test_latex_escapes_and_groups() -> None:
-    text = render_latex(TABLE)
-    assert r"\multicolumn{2}{c}{part}" in text
-    assert r"\cmidrule(lr){2-3}" in text
-    assert r"\textbf{$-$20.5}" in text
-    assert r"ARC\_E\textbar{}x & $+$1.0" in text
-    assert r"50\% of" in text
-
-
 def test_markdown_keeps_foreign_text_text() -> None:
     text = render_markdown(TABLE)
     lines = text.splitlines()
@@ -64,8 +53,3 @@ def test_markdown_keeps_foreign_text_text() -> None:
     assert lines[4] == r"| ARC\_E\|x | +1.0 | **-20.5** | 400 |"
     assert "<b>" not in text
     assert "@" not in text
-
-
-def test_a_label_of_latex_holds_nothing_that_tex_reads() -> None:
-    text = render_latex(replace(TABLE, name="parts-a_b%{x}\ny"))
-    assert "\\label{tab:parts-a-b--x--y}" in text

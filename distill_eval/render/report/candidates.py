@@ -187,7 +187,7 @@ def _draw_panels(found: dict[str, list[Line]], reference: str, handles, ends, dr
     titles = {line.place: line.title for _, line in _flat(found)}
     order = sorted(titles, key=lambda place: place[0])
     label = min(_MOST_LABEL, 0.1 + max(text_inches(title, 9, "bold") for title in titles.values()))
-    column = 0.15 + max(text_inches(line.written, 8, "bold") for _, line in _flat(found))
+    column = 0.18 + max(text_inches(line.written, 8, "bold") for _, line in _flat(found))
     across = min(2, len(found))
     down = -(-len(found) // across)
     inches = 0.3 if len(found) == 1 else 0.25

@@ -204,7 +204,7 @@ def _draw(
     heights, names, y = [], [], 0.0
     for group in groups:
         title = shorten(group[0].title, label + width, 9, "bold")
-        axes.annotate(title, (0, y + _TITLE - 0.05), xycoords=axes.get_yaxis_transform(), xytext=(-72 * label, 0),
+        axes.annotate(title, (0, y + _TITLE - 0.05), xycoords=axes.get_yaxis_transform(), xytext=(1 - 72 * label, 0),
                       textcoords="offset points", fontsize=9, fontweight="bold", va="baseline")  # fmt: skip
         y += _TITLE
         for bar in group:

@@ -16,6 +16,7 @@ from distill_eval.render.drawing import (
     look,
     place,
     shorten,
+    text_inches,
     write,
 )
 from distill_eval.render.rows import Row, average_rows, candidates, task_rows
@@ -57,7 +58,7 @@ def slope_chart(results: Results) -> ReportFigure | None:
     height = _TITLE + _LINE * lines + _PLOT + _BELOW
     handles = checkpoint_handles(results.checkpoints)
     top = legend_size(handles, WIDTH)[1]
-    figure = Figure(figsize=(WIDTH, top + height * (1 + max(row + down for row, _, down, _ in cells) - 1)))
+    figure = Figure(figsize=(WIDTH, top + height * max(row + down for row, _, down, _ in cells)))
     legend(figure, handles)
     width = (WIDTH - columns * _BETWEEN - 0.05) / columns
     limits = _limits(panels)
@@ -135,9 +136,8 @@ def _draw(
         write(figure, left + size[0], top, "floor", fontsize=8, ha="right", fontstyle="italic")
     top += _TITLE
     for number_, (candidate, own) in enumerate(panel.rows.items()):
-        _write_gap(
-            figure, left, top + _LINE * number_, own, checkpoints.index(candidate), len(checkpoints) > 2
-        )
+        index, several = checkpoints.index(candidate), len(checkpoints) > 2
+        _write_gap(figure, left, top + _LINE * number_, size[0], own, index, several)
     axes = place(figure, left, top + _LINE * (len(checkpoints) - 1), *size)
     axes.set_xlim((-0.3, 1.3) if large else (-0.2, 1.2))
     axes.set_ylim(*limits)
@@ -161,21 +161,19 @@ def _draw(
     _dress(axes, limits, scale=scale, names=names)
 
 
-def _write_gap(figure: "Figure", left: float, top: float, row: Row, index: int, marked: bool) -> None:
+def _write_gap(
+    figure: "Figure", left: float, top: float, width: float, row: Row, index: int, marked: bool
+) -> None:
     """Write the gap, with the candidate's mark before it where there are several."""
     gap = row.gap
     if gap is None:
         return
     weight = "bold" if excludes_zero(gap) and not row.floor else "normal"
     text = f"{number(gap.value, signed=True)} {interval(gap)}"
-    write(
-        figure,
-        left + (0.15 if marked else 0),
-        top,
-        text if marked else f"gap {text}",
-        fontsize=8,
-        fontweight=weight,
-    )
+    aside = 0.15 if marked else 0.0
+    ways = [(text, 8), (text, 7)] if marked else [(f"gap {text}", 8), (f"gap {text}", 7), (text, 7)]
+    words, size = next((way for way in ways if text_inches(*way, weight) <= width - aside), ways[-1])
+    write(figure, left + aside, top, words, fontsize=size, fontweight=weight)
     if marked:
         from matplotlib.lines import Line2D
 

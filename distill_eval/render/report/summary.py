@@ -10,9 +10,9 @@ from distill_eval.render.report.model_tables import ranking_table
 from distill_eval.render.table1 import table1
 from distill_eval.render.tables import column_groups, escape_markdown, render_markdown, select_columns
 from distill_eval.render.text import join_names, number, one_line
-from distill_eval.render.verdict import excludes_zero, headline, verdicts
+from distill_eval.render.verdict import excludes_zero, headline, headline_identities, verdicts
 from distill_eval.schema.explanation import Explanation
-from distill_eval.schema.failures import TERMS, Identity
+from distill_eval.schema.failures import TERMS
 from distill_eval.schema.ranking import Ranking, WrongChoice
 from distill_eval.schema.report import ReportFigure, ReportSource
 from distill_eval.schema.results import Results
@@ -29,16 +29,16 @@ def render_summary(source: ReportSource, figures: Sequence[ReportFigure]) -> byt
     results, explanation = source.results, source.explanation
     parts = [f"# {escape_markdown(_title(source))}"]
     if results is not None:
-        parts += [f"**{escape_markdown(sentence)}**" for _, sentence in verdicts(results)]
+        parts += [f"**{escape_markdown(sentence)}**" for _, sentence in verdicts(results, explanation)]
         parts += [f"> **Warning:** {escape_markdown(warning)}" for warning in results.warnings]
     parts += _images(figures, "first")
     if results is not None:
         parts += ["## Scores", *_scores(results)]
-    parts += _images(figures, "tasks")
     if results is not None and explanation is not None:
         causes = [_causes(results, explanation, label) for label in results.checkpoints[1:]]
         tables = [render_markdown(table) for table in causes if table is not None]
         parts += ["## What the gap is made of", *tables] if tables else []
+    parts += _images(figures, "tasks")
     ranking = explanation.ranking if explanation and len(explanation.checkpoints) > 2 else None
     for section, title in _SECTIONS:
         texts = _images(figures, section)
@@ -82,25 +82,23 @@ def _scores(results: Results) -> list[str]:
 
 
 def _images(figures: Sequence[ReportFigure], section: str) -> list[str]:
+    """Images with what they show in a sentence; the values are in the tables and beside the image, as CSV."""
     return [
-        f"![{escape_markdown(f'{figure.title}. {figure.text}')}](figures/{figure.name}.png)"
+        f"![{escape_markdown(f'{figure.title}: {_first_sentence(figure.text)}')}](figures/{figure.name}.png)"
         for figure in figures
         if figure.section == section
     ]
 
 
+def _first_sentence(text: str) -> str:
+    first, stop, _ = text.partition(". ")
+    return first + stop.strip()
+
+
 def _causes(results: Results, explanation: Explanation, candidate: str) -> Table | None:
-    """The parts of a candidate's gap, averaged over the tasks of its headline that have them."""
-    row = headline(results, candidate)
-    if row is None or row.gap is None:
-        return None
-    found: list[Identity] = [
-        difference.identity
-        for task in explanation.failures
-        for difference in task.differences
-        if difference.candidate == candidate and difference.identity and task.task in (row.tasks or ())
-    ]
-    if not found:
+    """The parts of a candidate's gap, averaged over the tasks of its headline."""
+    row, found = headline(results, candidate), headline_identities(results, explanation, candidate)
+    if row is None or row.gap is None or not found:
         return None
     whole = sum(identity.gap.value for identity in found) / len(found)
     parts = {name: sum(i.terms[name].estimate.value for i in found) / len(found) for name in TERMS}

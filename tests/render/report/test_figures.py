@@ -254,8 +254,10 @@ def test_ranking_figures(source):
 
 
 def test_two_checkpoints_have_no_ranking_and_one_has_no_gap():
-    two = {figure.name for figure in report_figures(make_source(2, 1, num_items=8))}
-    assert two == {"slope", "gap", "causes", "failures", "agreement"}
+    two = report_figures(make_source(2, 1, num_items=8))
+    assert [figure.name for figure in two] == ["slope", "gap", "causes", "failures", "agreement"]
+    for figure in two:  # so few items have wide intervals, which are long to write
+        _check_places(ElementTree.fromstring(figure.svg))
     one = {figure.name for figure in report_figures(make_source(1, 1, num_items=8))}
     assert one == {"failures", "agreement"}
 
@@ -279,29 +281,33 @@ def test_what_was_not_run_is_not_drawn():
 
 
 def test_hostile_names_are_text():
-    source = make_source(3, 4, num_items=8, hostile=HOSTILE)
+    source = make_source(2, 4, num_items=8, hostile=HOSTILE)
     figures = report_figures(source)
     for figure in figures:
         tree = ElementTree.fromstring(figure.svg)
         assert not list(tree.iter(f"{SVG}script"))
         ids = [element.attrib["id"] for element in tree.iter() if "id" in element.attrib]
         assert all(identity.startswith(f"{figure.name}-") for identity in ids)
-        width, height = (float(tree.attrib[side].removesuffix("pt")) for side in ("width", "height"))
-        assert width == pytest.approx(518.4)
-        with drawing():
-            _check_places(tree, width, height)
+        _check_places(tree)
         assert "\u202e" not in figure.svg.decode() + figure.text + figure.csv.decode()
         assert len(figure.text) < 60_000
     assert "<script>alert(1)</script>" in figures[0].text
 
 
-def _check_places(tree: ElementTree.Element, width: float, height: float) -> None:
+def _check_places(tree: ElementTree.Element) -> None:
     """No text may leave the figure (what the reader's own fonts draw is taken to be wide)."""
+    width, height = (float(tree.attrib[side].removesuffix("pt")) for side in ("width", "height"))
+    assert width == pytest.approx(518.4)
+    with drawing():
+        _check_texts(tree, width, height)
+
+
+def _check_texts(tree: ElementTree.Element, width: float, height: float) -> None:
     for text in tree.iter(f"{SVG}text"):
         style, words = text.attrib["style"], text.text or " "
         size = float(re.search(r"([\d.]+)px", style).group(1))
         x, y = _place(text)
-        wide = 72 * text_inches(words, size)
+        wide = 72 * text_inches(words, size, "bold" if "weight: 700" in style else "normal")
         start = x - wide * (1 if "anchor: end" in style else 0.5 if "anchor: middle" in style else 0)
         assert start > -3, words
         assert start + wide < width + 3, words
