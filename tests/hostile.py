@@ -101,7 +101,7 @@ _CHARACTERS = [
     "lone \ud83d and \ude00 halves",
     "whole \U0001f600 and \U0001f468\u200d\U0001f469",
     "\ufeff\ufffe\uffff",
-    "zero\u200bwidth\u2060\u00ad",
+    "zero\u200bwidth\u2060\u00ad\u200c\u034f\u115f\u1160\u3164\u206a\u206f \U000e0041\U000e007f x\u200dy\ufe0f",
     "a\r\nb\rc\x85d\x0be",
     "\u0130stanbul \u1e9e \ufb01 ss",
     "e\u0301" + "\u0300" * 200,

@@ -6,9 +6,14 @@ from math import isfinite
 from distill_eval.schema.results import Estimate
 
 # What could move a terminal's cursor or make a reader see other text than is there: control characters, lone
-# surrogates, line and paragraph separators, and the marks that turn the writing direction.
+# surrogates, line and paragraph separators, marks that turn the writing direction, and Unicode's other format and
+# ignorable characters, but for what joins and colours emoji. reports/templates/items_text.js marks the same ones.
+_EMOJI = "[#*0-9\u00a9\u00ae\u203c-\u2bff\u3030\u303d\u3297\u3299\U0001f000-\U0001faff]"
 _HIDDEN = re.compile(
-    "[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff\\ufffe\\uffff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200c\u200e\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff"
+    "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    f"|(?<!{_EMOJI})[\ufe0e\ufe0f]|(?<![\ufe0f{_EMOJI[1:]})\u200d|\u200d(?!{_EMOJI})"
 )
 
 
@@ -51,4 +56,4 @@ def join_names(names: list[str]) -> str:
 
 def _written_out(match: re.Match[str]) -> str:
     code = ord(match.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\u{{{code:x}}}"

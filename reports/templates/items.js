@@ -4,10 +4,10 @@ const section = document.getElementById("items");
 const part = (name) => section.querySelector(`[data-part="${name}"]`);
 const SELECTS = ["task", "checkpoint", "protocol", "outcome", "quadrant", "failure", "finish", "reference"];
 const ANY = -1;
-const QUADRANT_NAMES = {
-  both: "ranked right and generated right", ranked_only: "ranked right, generated wrong",
-  generated_only: "ranked wrong, generated right", neither: "ranked wrong and generated wrong",
-};
+const quadrantNames = (wrong) => ({
+  both: "ranked right and generated right", ranked_only: `ranked right, generated ${wrong}`,
+  generated_only: `ranked ${wrong}, generated right`, neither: `ranked ${wrong} and generated ${wrong}`,
+});
 
 async function start() {
   const index = await openIndex();
@@ -23,7 +23,9 @@ async function start() {
     quadrant: index.quadrants, failure: index.classes, finish: index.finishes, reference: OUTCOMES.slice(1, 4),
     left: checkpoints, right: checkpoints,
   };
-  let state = clean(), matches = new Int32Array(0), cursor = 0, found = null, foundFor = "", detailFor = "";
+  const quadrants = quadrantNames(index.outcome.includes(2) ? "not fully right" : "wrong"); // with partial scores
+  const numItems = index.keys.filter((key, row) => key !== index.keys[row - 1] || index.task[row] !== index.task[row - 1]).length;
+  let state = clean(), matches = new Int32Array(0), cursor = 0, found = null, foundFor = "", detailFor = "", presetsFor = "", missing = [];
   const list = part("list"), space = part("space"), search = part("q");
 
   // -- links ---------------------------------------------------------------------------------------------------
@@ -32,11 +34,13 @@ async function start() {
   function readLink() {
     const given = new URLSearchParams(location.hash.split("?").slice(1).join("?"));
     state = clean();
+    missing = [];
     for (const [name, values] of Object.entries(names)) {
       const value = given.get(name);
       if (value === null) continue;
       const place = values.findIndex((one) => same(one, value));
       if (place >= 0 || value === "any") state[name] = place;
+      else missing.push([["left", "right"].includes(name) ? "checkpoint" : name, value]);
     }
     state.q = given.get("q") ?? "";
     if (given.has("item")) {
@@ -44,6 +48,7 @@ async function start() {
       const rows = index.keys.flatMap((key, row) =>
         (same(key, given.get("item")) && (task === null || same(names.task[index.task[row]], task)) ? [row] : []));
       state.item = rows.find((row) => seedOf(row) === given.get("seed")) ?? rows[0] ?? ANY;
+      if (state.item < 0) missing.push(["item", given.get("item")]);
     }
   }
 
@@ -107,11 +112,11 @@ async function start() {
 
   const PRESETS = [
     ["all items", {}],
-    [`ranked right, generated wrong, ${shortened(checkpoints[0], 24)} generates it right`, { quadrant: "ranked_only", reference: "right" }],
+    [`${quadrants.ranked_only}, ${shortened(checkpoints[0], 24)} generates it right`, { quadrant: "ranked_only", reference: "right" }],
     ["right answer, not read by the scorer", { failure: "recoverable" }],
     ["cut off", { failure: "truncated" }],
     ["loops", { failure: "loop" }],
-    ["ranked wrong, generated right", { quadrant: "generated_only" }],
+    [quadrants.generated_only, { quadrant: "generated_only" }],
   ];
 
   function presetState(wanted) {
@@ -120,7 +125,11 @@ async function start() {
     return made;
   }
 
+  // They stay with the task and the checkpoint chosen.
   function drawPresets() {
+    const drawnFor = `${state.task} ${state.checkpoint}`, focused = document.activeElement?.dataset.preset;
+    if (presetsFor === drawnFor) return;
+    presetsFor = drawnFor;
     part("presets").replaceChildren(...PRESETS.flatMap(([text, wanted]) => {
       const count = matching(presetState(wanted)).length;
       if (!count) return [];
@@ -129,12 +138,13 @@ async function start() {
       button.onclick = () => { state = { ...presetState(wanted), left: state.left, right: state.right }; changed("push"); };
       return [button];
     }));
+    if (focused) ([...part("presets").children].find((button) => button.dataset.preset === focused) ?? list).focus();
   }
 
   function fillSelects() {
     const labels = {
       ...names, task: index.tasks.map((task) => task.title), protocol: protocols.map((name) => NAMES[name] ?? name),
-      quadrant: index.quadrants.map((name) => QUADRANT_NAMES[name]), finish: index.finishes.map((name) => FINISHES[name] ?? (name || "not known")),
+      quadrant: index.quadrants.map((name) => quadrants[name]), finish: index.finishes.map((name) => FINISHES.get(name) ?? (name || "not known")),
     };
     for (const name of SELECTS) {
       const select = part(name), hasAny = make("option", { value: ANY }, name === "checkpoint" && checkpoints.length > 1 ? "any checkpoint" : "any");
@@ -155,8 +165,8 @@ async function start() {
   const short = { loglikelihood: "ranked", generative: "generated" };
 
   function rowTags(row, checkpoint) {
-    const whose = make("span", { className: "said whose" }, `${shortened(checkpoints[checkpoint], 28)} `);
-    return [whose, ...protocols.flatMap((name, protocol) => {
+    const whose = named("span", { className: "said whose" }, checkpoints[checkpoint], 28);
+    return [whose, " ", ...protocols.flatMap((name, protocol) => {
       if (!(name in short)) return [];
       const record = recordOf(index, null, row, checkpoint, protocol);
       if (!record) return [make("span")];
@@ -174,7 +184,7 @@ async function start() {
     },
     make("span", { className: "row-key" }, shortened(tail.length > 14 ? `…${wholeSlice(tail, tail.length - 8, tail.length)}` : tail, 16) || "(no key)",
       seedOf(row) && index.seeds.length > 1 ? ` seed ${seedOf(row)}` : ""),
-    make("span", { className: "row-task" }, shortened(index.tasks[index.task[row]].title, 24)),
+    named("span", { className: "row-task" }, index.tasks[index.task[row]].title, 24),
     make("span", { className: "row-text" }, shortened(index.snippets[row], 110), index.blockOf[row] < 0 ? tag("no text here") : null),
     ...pair.map((checkpoint) => make("span", { className: "row-tags" }, ...rowTags(row, checkpoint))));
   }
@@ -199,7 +209,9 @@ async function start() {
 
   function drawCount() {
     const reading = state.q && index.blocks.some((block) => !block.data) ? ", still reading texts" : "";
-    part("count").textContent = `${matches.length.toLocaleString("en")} of ${numRows.toLocaleString("en")} items${reading}`;
+    const [shown, all, items] = [matches.length, numRows, numItems].map((value) => value.toLocaleString("en"));
+    const unit = index.seeds.length > 1 ? `rows (${items} items, ${index.seeds.length} seeds)` : "items";
+    part("count").textContent = `${shown} of ${all} ${unit}${reading}`;
     part("count").dataset.matches = matches.length;
     part("empty").hidden = matches.length > 0;
   }
@@ -207,12 +219,19 @@ async function start() {
   function drawHeader() {
     const cell = (name, text) => make("span", { className: name }, text);
     part("header").replaceChildren(cell("row-key", "item"), cell("row-task", "task"), cell("row-text", "question"),
-      ...compared().map((checkpoint) => make("span", { className: "row-tags" }, cell("whose", shortened(checkpoints[checkpoint], 28)),
+      ...compared().map((checkpoint) => make("span", { className: "row-tags" }, named("span", { className: "whose" }, checkpoints[checkpoint], 28),
         ...protocols.filter((name) => name in short).map((name) => cell("", short[name])))));
     section.dataset.sides = compared().length;
   }
 
+  function drawMissing() {
+    const named = missing.map(([name, value]) => `${name} “${shortened(value, 80)}”`).join(", ");
+    part("missing").textContent = named && `The link asks for what is not in this file: ${named}.`;
+  }
+
   function changed(how) {
+    if (how) missing = [];
+    section.classList.toggle("is-open", state.item >= 0);
     for (const name of SELECTS) part(name).value = state[name];
     if (search.value !== state.q) search.value = state.q;
     const open = matches[cursor];
@@ -220,8 +239,16 @@ async function start() {
     const wanted = matches.indexOf(state.item >= 0 ? state.item : open);
     cursor = Math.max(wanted, 0);
     if (wanted < 0) list.scrollTop = 0;
-    drawHeader(); drawCount(); moveTo(cursor); drawDetail();
+    drawPresets(); drawMissing(); drawHeader(); drawCount(); moveTo(cursor); drawDetail();
     if (how) keepLink(how);
+  }
+
+  // What is found in texts read since; nothing moves under the reader's eyes.
+  function findMore() {
+    const wanted = state.item >= 0 ? state.item : matches[cursor];
+    matches = matching(state);
+    cursor = Math.max(matches.indexOf(wanted), 0);
+    drawCount(); drawList(); drawPosition();
   }
 
   // -- detail --------------------------------------------------------------------------------------------------
@@ -248,13 +275,12 @@ async function start() {
   async function drawDetail() {
     const row = state.item, pair = compared(), wanted = `${row} ${pair}`;
     part("detail").hidden = row < 0;
-    section.classList.toggle("is-open", row >= 0);
     if (row < 0) { part("detail").replaceChildren(); detailFor = ""; return; }
     drawPosition();
     if (wanted === detailFor) return;
     detailFor = wanted;
     const focused = part("detail").contains(document.activeElement) ? document.activeElement.dataset.part ?? "title" : "";
-    const heading = make("h3", { tabIndex: -1, dataset: { part: "title" } }, marked(wholeSlice(index.keys[row], 0, 300)));
+    const heading = make("h3", { tabIndex: -1, dataset: { part: "title" } }, beginning(index.keys[row]));
     const body = make("div", { dataset: { part: "body" } });
     part("detail").replaceChildren(heading, itemFacts(row), toolbar(pair), body);
     drawPosition();
@@ -269,8 +295,8 @@ async function start() {
 
   function itemFacts(row) {
     const subset = index.subsets[index.subset[row]];
-    return make("p", { className: "quiet" }, marked(wholeSlice(index.tasks[index.task[row]].title, 0, 300)),
-      ...(subset && subset !== "default" ? [", subset ", marked(wholeSlice(subset, 0, 300))] : []), seedOf(row) ? `, seed ${seedOf(row)}` : "");
+    return make("p", { className: "quiet" }, beginning(index.tasks[index.task[row]].title),
+      ...(subset && subset !== "default" ? [", subset ", beginning(subset)] : []), seedOf(row) ? `, seed ${seedOf(row)}` : "");
   }
 
   function toolbar(pair) {
@@ -325,10 +351,16 @@ async function start() {
     const place = event.target.closest(".row")?.dataset.place;
     if (place !== undefined) { cursor = Number(place); open(matches[cursor]); }
   });
-  new ResizeObserver(() => moveTo(cursor)).observe(list);
+  new ResizeObserver(drawList).observe(list);
   window.addEventListener("hashchange", () => {
     if (/^#items(\?|$)/.test(location.hash)) arrive();
     else if (!location.hash) { readLink(); changed(null); } // back to before the first filter
+  });
+
+  // A link to where the address already is changes nothing in it.
+  document.addEventListener("click", (event) => {
+    const followed = event.target.closest?.('a[href^="#items"]');
+    if (followed && followed.hash === location.hash && !event.defaultPrevented) arrive();
   });
 
   function arrive() {
@@ -338,7 +370,6 @@ async function start() {
   }
 
   fillSelects();
-  drawPresets();
   part("ready").hidden = false;
   part("waiting").hidden = true;
   if (/^#items\?/.test(location.hash)) arrive(); else changed(null);
@@ -347,7 +378,7 @@ async function start() {
   for (const block of index.blocks) {
     await new Promise((go) => (window.requestIdleCallback ? requestIdleCallback(go, { timeout: 2000 }) : setTimeout(go, 50)));
     await openTexts(block);
-    if (state.q) changed(null);
+    if (state.q) findMore();
   }
   section.dataset.read = "all";
 }

@@ -51,12 +51,12 @@ async function openIndex() {
   index.blocks = [];
   index.blockOf = new Int32Array(index.numRows).fill(-1);
   index.placeOf = new Uint32Array(index.numRows);
-  let start = 0;
-  index.block_sizes.forEach((size, number) => {
-    const rows = index.block_rows.subarray(start, start + size);
-    rows.forEach((row, place) => { index.blockOf[row] = number; index.placeOf[row] = place; });
-    index.blocks.push({ id: `items-text-${number}`, rows, opened: null, data: null });
-    start += size;
+  index.block.forEach((number, row) => {
+    if (!number) return;
+    const block = (index.blocks[number - 1] ??= { id: `items-text-${number - 1}`, rows: [], opened: null, data: null });
+    index.blockOf[row] = number - 1;
+    index.placeOf[row] = block.rows.length;
+    block.rows.push(row);
   });
   index.outcome = outcomes(index);
   return index;

@@ -4,7 +4,10 @@ const NAMES = {
   loglikelihood: "Log-likelihood", generative: "Generation", letters: "Letters ranked under the generation prompt",
   generate_until: "Generation by lm-eval",
 };
-const FINISHES = { length: "cut off at the length limit", loop: "stopped in a loop", stop: "ended by itself" };
+const FINISHES = new Map(Object.entries({ // a map: a server may answer with any name
+  length: "cut off at the length limit", loop: "stopped in a loop", stop: "ended by itself", stop_string: "ended at a stop string",
+  scored: "scored, not generated",
+}));
 const OUTCOME_CLASSES = ["", "is-right", "is-partly", "is-wrong", "is-unscored"];
 
 const tag = (text, kind = "") => make("span", { className: `tag ${kind}` }, text);
@@ -15,7 +18,7 @@ function outcomeTag(record, missing = "not scored") {
   return tag(`score ${number(record.score)}`);
 }
 
-const number = (value) => (Number.isInteger(value) ? String(value) : value.toPrecision(4).replace(/\.?0+$/, ""));
+const number = (value) => (Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4))));
 const tokens = (count) => (count < 0 ? "unknown" : count.toLocaleString("en"));
 
 function facts(record, protocol, hasTexts) {
@@ -24,12 +27,12 @@ function facts(record, protocol, hasTexts) {
   add("score", outcomeTag(record), ...(record.failure && record.failure !== OUTCOMES[record.outcome]
     ? [" ", tag(record.failure, record.failure === "right" ? "is-right" : "is-wrong")] : []));
   if (hasTexts) {
-    add("answer read", record.extracted === null ? make("em", {}, "none") : marked(wholeSlice(record.extracted, 0, 2000)));
-    add("right answer", marked(wholeSlice(record.target ?? "", 0, 2000)));
+    add("answer read", record.extracted === null ? make("em", {}, "none") : opening(record.extracted, 2000));
+    add("right answer", opening(record.target ?? "", 2000));
     add("tokens", protocol === "generative" || protocol === "generate_until"
       ? `${tokens(record.promptTokens)} in, ${tokens(record.tokens)} out` : `${tokens(record.promptTokens)} in, ${tokens(record.tokens)} scored`);
   } else add("tokens", `${tokens(record.tokens)} out`);
-  if (record.finish && record.finish !== "scored") add("end", FINISHES[record.finish] ?? marked(record.finish));
+  if (record.finish && record.finish !== "scored") add("end", FINISHES.get(record.finish) ?? opening(record.finish, 300));
   return list;
 }
 
@@ -38,7 +41,7 @@ function choices(record, low, high) {
   record.choices.forEach((choice, i) => {
     const picked = i === record.picked, width = 100 * ((choice.logprob - low) / (high - low || 1));
     list.append(make("li", {},
-      make("span", { className: "choice-text" }, choice.text === null ? `option ${i + 1}` : marked(wholeSlice(choice.text, 0, 300))),
+      make("span", { className: "choice-text" }, choice.text === null ? `option ${i + 1}` : opening(choice.text, 300)),
       make("span", { className: "choice-value" }, choice.logprob.toFixed(2)),
       make("span", { className: "bar", ariaHidden: "true" }, make("i", { style: { width: `${Number.isFinite(width) ? Math.max(width, 1) : 0}%` } })),
       make("span", { className: "choice-marks" }, picked ? tag("picked") : null, choice.right ? tag("right answer", "is-right") : null)));
@@ -68,11 +71,11 @@ function protocolPart(index, block, row, protocol, pair) {
   const differs = block && other ? firstDifference(one?.output ?? null, other.output) : -1;
   const columns = records.map((record, side) => {
     const column = make("div", { className: "side" },
-      make("h5", {}, shortened(index.checkpoints[pair[side]], 80)));
+      named("h5", {}, index.checkpoints[pair[side]], 80));
     if (record === null) column.append(make("p", { className: "quiet" }, "No record."));
     else {
       column.append(facts(record, name, !!block));
-      if (block && !shared) column.append(promptBlock(`Prompt as sent${saidTokens(record)}`, record, pair.length > 1));
+      if (block && !shared) column.append(promptBlock(`Prompt as sent${saidTokens(record)}`, record, pair.length > 1 && !records.includes(null)));
       if (block && record.choices.length > 1) column.append(choices(record, low, highest));
       else if (block && record.choices.length === 1)
         column.append(make("p", { className: "quiet" }, `log-likelihood ${record.choices[0].logprob.toFixed(2)}`));

@@ -1,14 +1,17 @@
 // Foreign text on the page: always text nodes; characters that hide or turn text are written out and marked.
 
 const LONGEST = 20000;
-const HIDDEN =
-  /[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ufffe\uffff\p{Surrogate}]/u;
+// Seen or needed, though of these kinds: what joins and colours emoji, and Arabic signs around numbers.
+const SEEN = /(?<=\p{Emoji})[\ufe0e\ufe0f]|(?<=[\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f])\u200d(?=\p{Extended_Pictographic})|[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u{110bd}\u{110cd}]/u;
+const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff\p{Surrogate}\p{Cf}\p{Default_Ignorable_Code_Point}]/u;
+const HIDDEN = new RegExp(`(?=${UNSEEN.source})(?!${SEEN.source})[^]`, "u");
 const HIDDEN_RUNS = new RegExp(`(?:${HIDDEN.source})+`, "gu");
 const ALL_HIDDEN = new RegExp(HIDDEN.source, "gu");
 
 const code = (character) => {
   const number = character.codePointAt(0);
-  return number < 0x100 ? `\\x${number.toString(16).padStart(2, "0")}` : `\\u${number.toString(16).padStart(4, "0")}`;
+  const digits = number.toString(16);
+  return number < 0x100 ? `\\x${digits.padStart(2, "0")}` : number < 0x10000 ? `\\u${digits.padStart(4, "0")}` : `\\u{${digits}}`;
 };
 const plain = (text) => text.replace(ALL_HIDDEN, code);
 const shortened = (text, length) => {
@@ -46,6 +49,29 @@ function marked(text) {
   return parts;
 }
 
+// A foreign name in short, whole where the pointer rests on it.
+const named = (tag, properties, text, length) => make(tag,
+  { ...properties, ...(text.length > length ? { title: shortened(text, 1000) } : {}) }, shortened(text, length));
+
+const size = (text) => `${text.length.toLocaleString("en")} characters`;
+
+// The beginning of a foreign text, and how much there is.
+function beginning(text, most = 300) {
+  const parts = document.createDocumentFragment();
+  parts.append(marked(text.length > most ? wholeSlice(text, 0, most) : text));
+  if (text.length > most) parts.append(make("span", { className: "cut" }, ` … (${size(text)})`));
+  return parts;
+}
+
+// The same with a button for the rest.
+function opening(text, most) {
+  if (text.length <= most) return marked(text);
+  const part = make("span", { className: "long", tabIndex: -1 });
+  const more = make("button", { type: "button", onclick: () => { part.replaceChildren(marked(text)); part.focus(); } }, `show all ${size(text)}`);
+  part.append(marked(wholeSlice(text, 0, most)), " … ", more);
+  return part;
+}
+
 async function copyText(text, button) {
   const said = button.textContent;
   try {
@@ -71,7 +97,7 @@ function textBlock(label, text, differs = -1) {
   if (!text) return make("div", { className: "text-block" }, make("p", { className: "quiet" }, "(empty)"));
   fill(text.length > LONGEST ? wholeSlice(text, 0, LONGEST) : text);
   if (text.length > LONGEST) {
-    const more = make("button", { type: "button" }, `show all ${text.length.toLocaleString("en")} characters`);
+    const more = make("button", { type: "button" }, `show all ${size(text)}`);
     more.onclick = () => { fill(text); more.remove(); body.focus(); };
     tools.prepend(more);
   }

@@ -1,8 +1,8 @@
 """The options behind an item's log-likelihoods: their texts, which one a checkpoint picked, which ones are right.
 
 Records keep one log-likelihood an option, and the text of the picked and of the right one. The texts of all of them
-stand in EvalScope's prompt, in its order; that this is the order of the log-likelihoods, too, is tried on every
-record at hand, and is taken for true only where nearly all of a task's agree with it.
+stand in EvalScope's prompt, in its order, which it shuffles for some tasks; that this is the order of the
+log-likelihoods, too, is tried on all records of a task, and is taken for true only where nearly all agree with it.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill_eval.analysis.choices import read_question
-from distill_eval.render.report.item_rows import Rows
+from distill_eval.render.report.item_rows import Rows, first_records
 from distill_eval.schema.records import GENERATIVE, LETTERS, LOGLIKELIHOOD
 from distill_eval.schema.tasks import TaskSpec
 
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _AGREEING = 0.95
+_MIN_AGREEING = 10  # items; a shuffled order agrees with a few by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,10 @@ class Options:
 
 
 def ranked_options(rows: Rows, protocol: str) -> Options:
-    """Return the options of every row under an arm that ranks them (none where it has fewer than two)."""
+    """Return the options of every row under an arm that ranks them (none where it has fewer than two).
+
+    ``rows`` must be all rows of their tasks: an order is judged on a task as a whole.
+    """
     cells = rows.cells[:, rows.protocols.index(protocol)]
     shown = _shown_options(rows)
     found = Options([()] * len(rows), [()] * len(rows), {})
@@ -59,7 +63,7 @@ def _shown_options(rows: Rows) -> list[tuple[str, ...]]:
     for arm in (LETTERS, GENERATIVE):
         if arm not in rows.protocols:
             continue
-        for row, record in enumerate(rows.cells[:, rows.protocols.index(arm)].max(axis=0)):
+        for row, record in enumerate(first_records(rows.cells[:, rows.protocols.index(arm)])):
             prompt = rows.columns["prompt"][record] if record >= 0 else None
             if prompt and not found[row]:
                 if prompt not in known:
@@ -98,7 +102,9 @@ def _ranked(
         for row, mine in records.items()
         if mine and all(r in fitting and _squeezed(shown[row][fitting[r]]) == said[r] for r in mine)
     }
-    trusted = len(agreeing) >= _AGREEING * sum(any(r in fitting for r in mine) for mine in records.values())
+    num_tried = sum(any(r in fitting for r in mine) for mine in records.values())
+    num_items = len({rows.keys[row] for row in agreeing})
+    trusted = num_items >= _MIN_AGREEING and len(agreeing) >= _AGREEING * num_tried
     for row, mine in records.items():
         num_options = max((len(_logprobs(rows, record)) for record in mine), default=0)
         if num_options < 2:

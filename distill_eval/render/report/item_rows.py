@@ -165,6 +165,12 @@ def _quadrants(rows: Rows, graded: np.ndarray) -> np.ndarray:
     return np.where(told, 1 + 2 * (ranked < 1 - 1e-9) + (generated < 1 - 1e-9), 0)
 
 
+def first_records(cells: np.ndarray) -> np.ndarray:
+    """Return for each row of ``cells`` [..., rows] its first record, whatever the records' order; -1 without any."""
+    flat = cells.reshape(-1, cells.shape[-1])
+    return flat[(flat >= 0).argmax(axis=0), np.arange(flat.shape[1])]
+
+
 def draw_order(rows: Rows) -> np.ndarray:
     """Return all rows, those first where protocols or checkpoints disagree, otherwise in the order of a hash."""
     torn = ((rows.quadrants == 2) | (rows.quadrants == 3)).any(axis=0)
@@ -182,9 +188,9 @@ def draw_order(rows: Rows) -> np.ndarray:
 
 def snippets(rows: Rows) -> list[str]:
     """Return the beginning of each row's question: what its prompt does not share with most others of its task."""
-    positions = rows.cells.transpose(1, 0, 2).reshape(-1, len(rows))
-    first = positions[(positions >= 0).argmax(axis=0), np.arange(len(rows))]
-    prompts = [prompt or "" for prompt in rows.columns["prompt"][first]]
+    prompts = [
+        prompt or "" for prompt in rows.columns["prompt"][first_records(rows.cells.transpose(1, 0, 2))]
+    ]
     found = []
     for task in range(len(rows.tasks)):
         mine = [prompts[i] for i in np.flatnonzero(rows.task == task)]

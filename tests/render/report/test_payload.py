@@ -2,13 +2,15 @@ import base64
 import dataclasses
 import gzip
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from distill_eval.analysis.failures import classify
-from distill_eval.render.report.payload import FIELDS, INDEX, encode_items
+from distill_eval.content import content_path
+from distill_eval.render.report.payload import FIELDS, INDEX, MAX_ROWS, encode_items
 from distill_eval.schema.records import GENERATIVE, LETTERS, LOGLIKELIHOOD
 from tests.hostile import HOSTILE
 from tests.made_reports import make_source
@@ -56,10 +58,10 @@ def records_of(payload) -> dict[tuple, dict]:
     index = opened(blocks[INDEX])
     num_rows, num_arms = len(index["keys"]), len(index["protocols"])
     num_columns = len(index["checkpoints"]) * num_arms
-    found, start = {}, 0
-    for number, size in enumerate(index["block_sizes"]):
-        rows, start = index["block_rows"][start : start + size], start + size
-        block = opened(blocks[f"items-text-{number}"])
+    found = {}
+    for number in range(len(blocks) - 1):
+        rows = [row for row, block in enumerate(index["block"]) if block == number + 1]
+        size, block = len(rows), opened(blocks[f"items-text-{number}"])
         texts = texts_of(block)
         for place, row in enumerate(rows):
             for column in range(num_columns):
@@ -140,8 +142,16 @@ def test_hostile_texts_come_back_exactly():
 
 def test_bytes_depend_on_the_records_only():
     source = make_source(2, 2, 20, seeds=(0, 1))
-    shuffled = dataclasses.replace(source, frame=source.frame.sample(frac=1, random_state=3))
-    assert encode_items(source, EVERYTHING) == encode_items(shuffled, EVERYTHING)
+    frame = source.frame.copy()
+    frame["subset"] = frame["checkpoint"]  # records of one row need not be alike
+    frame["prompt"] += frame["checkpoint"]
+    for max_bytes in (EVERYTHING, 10_000):
+        one, other = (
+            encode_items(dataclasses.replace(source, frame=frame), max_bytes)
+            for frame in (frame, frame.sample(frac=1, random_state=3))
+        )
+        assert one == other
+        assert (one.note == "") == (max_bytes == EVERYTHING)
 
 
 def test_worked_examples_are_stored_once():
@@ -173,8 +183,40 @@ def test_too_large_keeps_all_rows_and_texts_of_a_sample(max_bytes):
         (task, key): len({v for k, v in scores.items() if k[:2] == (task, key)}) > 1
         for task, key, *_ in scores
     }
-    kept = [(index["tasks"][index["task"][row]]["name"], index["keys"][row]) for row in index["block_rows"]]
+    kept = [
+        (index["tasks"][index["task"][row]]["name"], index["keys"][row])
+        for row in np.flatnonzero(index["block"])
+    ]
     assert np.mean([torn[place] for place in kept]) > np.mean(list(torn.values())) + 0.1
+
+
+def test_no_more_bytes_than_asked_for():
+    source = make_source(2, 2, 60, seeds=(0, 1))
+    whole = encode_items(source, EVERYTHING).num_bytes
+    for max_bytes in [-5, 0, 1, *range(900, whole + 2000, whole // 40), whole - 1, whole]:
+        payload = encode_items(source, max_bytes)
+        assert payload is None or payload.num_bytes <= max_bytes
+        assert (payload is None) == (max_bytes < 900), max_bytes
+        if payload.note if payload else False:
+            assert "of 240 rows" in payload.note
+
+
+def test_one_huge_text_leaves_room_for_the_others():
+    source = make_source(2, 2, 200, num_words=60)
+    frame = source.frame.copy()
+    rng = np.random.default_rng(0)
+    first = frame.index[frame["protocol"] == GENERATIVE][3]
+    frame.loc[first, "output"] = "".join(map(chr, rng.integers(0x4E00, 0x9000, 300_000)))
+    payload = encode_items(dataclasses.replace(source, frame=frame), 60_000)
+    assert payload.num_texts > 0.9 * encode_items(source, 60_000).num_texts > 50
+    assert frame.loc[first, "item_key"] not in {key[1] for key in records_of(payload)}
+
+
+def test_the_list_is_no_taller_than_browsers_lay_out():
+    style = content_path("reports/templates/items.css").read_text()
+    heights = [int(height) for height in re.findall(r"--row: (\d+)px", style)]
+    assert len(heights) == 2
+    assert MAX_ROWS * max(heights) < 30e6
 
 
 def test_rows_are_left_out_where_even_the_index_is_too_large():
@@ -216,8 +258,14 @@ def test_quadrants_and_seeds():
 def options_of(source, protocol: str) -> list[tuple[list, list, list]]:
     """(texts, right ones, picked by each checkpoint) of every row."""
     payload = encode_items(source, EVERYTHING)
-    index, block = opened(payload.blocks[0][1]), opened(payload.blocks[1][1])
-    arm, num_rows, num_arms = index["protocols"].index(protocol), len(index["keys"]), len(index["protocols"])
+    index = opened(payload.blocks[0][1])
+    blocks = [opened(text) for _, text in payload.blocks[1:]]
+    return [options for block in blocks for options in _options_of(index, block, protocol)]
+
+
+def _options_of(index: dict, block: dict, protocol: str) -> list[tuple[list, list, list]]:
+    arm, num_arms = index["protocols"].index(protocol), len(index["protocols"])
+    num_rows = len(block["num_options"]) // num_arms
     texts = texts_of(block)[len(FIELDS) * len(index["checkpoints"]) * num_arms * num_rows :]
     starts = np.concatenate([[0], np.cumsum(block["num_options"])])
     return [
@@ -249,6 +297,29 @@ def test_options_in_another_order_are_not_named():
     frame["choice_logprobs"] = [tuple(reversed(values)) for values in frame["choice_logprobs"]]
     for texts, right, picked in options_of(dataclasses.replace(source, frame=frame), LOGLIKELIHOOD):
         assert (texts, right, picked) == ([None] * 4, [0] * 4, [-1, -1])
+
+
+def test_a_shuffled_order_is_not_taken_for_true(monkeypatch):
+    """Some rows agree by chance, and blocks as small as one row must not judge by themselves."""
+    monkeypatch.setattr("distill_eval.render.report.payload._BLOCK_CHARACTERS", 1)
+    source = make_source(2, 1, 60)
+    frame, rng = source.frame.copy(), np.random.default_rng(0)
+    orders = {key: rng.permutation(4) for key in frame["item_key"].unique()}
+    frame["choice_logprobs"] = [
+        tuple(np.array(values)[orders[key]]) if len(values) == 4 else values
+        for key, values in zip(frame["item_key"], frame["choice_logprobs"], strict=True)
+    ]
+    found = options_of(dataclasses.replace(source, frame=frame), LOGLIKELIHOOD)
+    assert len(found) == 60
+    assert sum(list(order) == [0, 1, 2, 3] for order in orders.values()) < 60
+    assert {text for texts, _, _ in found for text in texts} == {None}
+    assert not any(sum(right) for _, right, _ in found)
+
+
+def test_few_items_do_not_show_an_order():
+    for num_items, known in ((9, False), (10, True)):
+        found = options_of(make_source(2, 1, num_items, seeds=(0, 1)), LOGLIKELIHOOD)
+        assert all((None not in texts) == known for texts, _, _ in found)
 
 
 def test_scores_that_are_no_fractions_have_no_outcome():
