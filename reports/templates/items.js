@@ -144,7 +144,7 @@ async function start() {
   function fillSelects() {
     const labels = {
       ...names, task: index.tasks.map((task) => task.title), protocol: protocols.map((name) => NAMES[name] ?? name),
-      quadrant: index.quadrants.map((name) => quadrants[name]), finish: index.finishes.map((name) => FINISHES.get(name) ?? (name || "not known")),
+      failure: index.class_names, quadrant: index.quadrants.map((name) => quadrants[name]), finish: index.finishes.map((name) => FINISHES.get(name) ?? (name || "not known")),
     };
     for (const name of SELECTS) {
       const select = part(name), hasAny = make("option", { value: ANY }, name === "checkpoint" && checkpoints.length > 1 ? "any checkpoint" : "any");
@@ -171,7 +171,7 @@ async function start() {
       const record = recordOf(index, null, row, checkpoint, protocol);
       if (!record) return [make("span")];
       const kind = OUTCOME_CLASSES[record.outcome], outcome = OUTCOMES[record.outcome] || number(record.score);
-      const why = record.failure && !["right", "wrong"].includes(record.failure) && record.outcome !== 1 ? record.failure : outcome;
+      const why = record.failure && !["right", "wrong"].includes(record.failure) && record.outcome !== 1 ? record.failureName : outcome;
       return [tag(why, kind)].map((one) => make("span", {}, make("span", { className: "said" }, `${short[name]} `), one));
     })];
   }

@@ -113,6 +113,7 @@ function recordOf(index, block, row, checkpoint, protocol) {
   const record = {
     score: index.score_values[index.score[cell] - 1], outcome: index.outcome[cell],
     failure: index.failure[cell] ? index.classes[index.failure[cell] - 1] : "",
+    failureName: index.failure[cell] ? index.class_names[index.failure[cell] - 1] : "",
     finish: index.finishes[index.finish[cell] - 1], tokens: index.tokens[cell] - 2,
   };
   if (!block) return record;

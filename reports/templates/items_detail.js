@@ -25,7 +25,7 @@ function facts(record, protocol, hasTexts) {
   const list = make("dl", { className: "facts" });
   const add = (name, ...values) => list.append(make("dt", {}, name), make("dd", {}, ...values));
   add("score", outcomeTag(record), ...(record.failure && record.failure !== OUTCOMES[record.outcome]
-    ? [" ", tag(record.failure, record.failure === "right" ? "is-right" : "is-wrong")] : []));
+    ? [" ", tag(record.failureName, record.failure === "right" ? "is-right" : "is-wrong")] : []));
   if (hasTexts) {
     add("answer read", record.extracted === null ? make("em", {}, "none") : opening(record.extracted, 2000));
     add("right answer", opening(record.target ?? "", 2000));

@@ -64,7 +64,7 @@ def test_every_filter_counts_what_the_records_say(items, source):
         ("task", "GSM8K"): 40,
         ("quadrant", "ranked right, generated wrong"): (ranked & ~generated).sum(),
         ("quadrant", "ranked wrong, generated right"): (both & ~ranked & generated).sum(),
-        ("failure", "unparsed"): (table["failure", "student-1"] == "unparsed").sum(),
+        ("failure", "no answer"): (table["failure", "student-1"] == "unparsed").sum(),
         ("protocol", "Log-likelihood"): both.sum(),
         ("finish", "cut off at the length limit"): (
             source.frame.query("checkpoint == 'student-1' and finish_reason == 'length'")[

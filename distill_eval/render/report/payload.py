@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distill_eval.render.failures import CLASS_NAMES
 from distill_eval.render.report.item_options import Options, logprobs_of, ranked_options
 from distill_eval.render.report.item_rows import (
     QUADRANTS,
@@ -154,6 +155,7 @@ def _index(rows: Rows, block_of: np.ndarray, note: str) -> str:
             for task, line in zip(rows.tasks, rows.graded, strict=True)
         ],
         "checkpoints": rows.checkpoints, "protocols": rows.protocols, "classes": CLASSES, "quadrants": QUADRANTS,
+        "class_names": [CLASS_NAMES[name] for name in CLASSES],
         "finishes": finishes, "subsets": subsets, "seeds": [int(seed) for seed in seed_values], "fields": FIELDS,
         "keys": rows.keys, "snippets": snippets(rows), "note": note,
     }  # fmt: skip
