@@ -96,6 +96,7 @@ def test_print_is_light_and_whole(report, open_page, screenshot):
     assert page.locator("#provenance dl").first.evaluate("list => list.getBoundingClientRect().height") > 20
     for selector in (".top", "button[data-copy]", "#theme"):
         assert not page.locator(selector).first.is_visible()
+    assert page.locator(".scores thead .sort").first.is_visible()  # a button, and the heading
     screenshot(page, "page_print", full_page=True)
 
 
