@@ -28,7 +28,8 @@ WALK = r"""async (given) => {
   // What is shown, with the written-out characters turned back into what they stand for.
   const unwritten = (text) => text.replace(/\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\u\{([0-9a-f]+)\}/g,
     (_, ...digits) => String.fromCodePoint(parseInt(digits.slice(0, 3).find((one) => one), 16)));
-  const shown = (element) => [...element.childNodes].filter((node) => node.className !== "cut").map((node) => node.className === "hidden-character"
+  const shown = (element) => [...element.childNodes].filter((node) => node.className !== "cut")
+    .map((node) => node.className === "hidden-character"
     ? unwritten(node.textContent) : node.textContent).join("");
   const part = (name) => document.querySelector(`#items [data-part="${name}"]`);
   let copied;
@@ -54,7 +55,8 @@ WALK = r"""async (given) => {
     }
     const read = generation.querySelectorAll(".side")[1].querySelectorAll("dd")[1];
     read.querySelector("button")?.click();
-    if (item.extracted !== "" && shown(read.querySelector(".long") ?? read) !== item.extracted) wrong.push(`extracted of ${i}`);
+    const answer = read.querySelector(".long") ?? read;
+    if (item.extracted !== "" && shown(answer) !== item.extracted) wrong.push(`extracted of ${i}`);
   }
   if (seen.size !== items.length) wrong.push(`${seen.size} items seen`);
   return wrong;

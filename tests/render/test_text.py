@@ -21,7 +21,8 @@ def test_format_characters_are_written_out():
         ("a\x1b[0m\r\nb\tc", "a\\x1b[0m\nb\tc"),
         ("x\u200dy \u034f\u3164\ufe0f", "x\\u200dy \\u034f\\u3164\\ufe0f"),
         ("\U000e0041 \ud800", "\\u{e0041} \\ud800"),
-        ("\u2764\ufe0f \U0001f468\u200d\U0001f469 1\ufe0f\u20e3", "\u2764\ufe0f \U0001f468\u200d\U0001f469 1\ufe0f\u20e3"),
+        ("\u2764\ufe0f \U0001f468\u200d\U0001f469 1\ufe0f\u20e3",
+         "\u2764\ufe0f \U0001f468\u200d\U0001f469 1\ufe0f\u20e3"),
         ("日本語 فارسی ไทย", "日本語 فارسی ไทย"),
     ],
 )  # fmt: skip
