@@ -111,7 +111,7 @@ async function start() {
   }
 
   const PRESETS = [
-    ["all items", {}],
+    ["all", {}],
     [`${quadrants.ranked_only}, ${shortened(checkpoints[0], 24)} generates it right`, { quadrant: "ranked_only", reference: "right" }],
     ["right answer, not read by the scorer", { failure: "recoverable" }],
     ["cut off", { failure: "truncated" }],
@@ -133,7 +133,8 @@ async function start() {
     part("presets").replaceChildren(...PRESETS.flatMap(([text, wanted]) => {
       const count = matching(presetState(wanted)).length;
       if (!count) return [];
-      const button = make("button", { type: "button", dataset: { preset: Object.values(wanted).join(" ") || "all" } }, `${text} `,
+      const button = make("button", { type: "button", dataset: { preset: Object.values(wanted).join(" ") || "all" } },
+        text === "all" ? `all items${state.task >= 0 ? " of the task" : ""} ` : `${text} `,
         make("span", { className: "count" }, count.toLocaleString("en")));
       button.onclick = () => { state = { ...presetState(wanted), left: state.left, right: state.right }; changed("push"); };
       return [button];

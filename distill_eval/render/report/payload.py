@@ -66,14 +66,15 @@ def encode_items(source: ReportSource, max_bytes: int) -> ItemsPayload | None:
     order = draw_order(rows)
     rank = np.argsort(order)
     listed = min(len(rows), MAX_ROWS)
-    room = -1
-    while room < 0:
+    while True:
         if not listed:
             return None
         kept = np.sort(order[:listed])
         # Every second row with its text: no sample takes more in the index.
         room = max_bytes - len(INDEX) - len(_index(rows.take(kept), rank[kept] % 2, _note(rows, listed, 0)))
-        listed = listed if room >= 0 else int(listed * 0.9 * max_bytes / (max_bytes - room))
+        if room >= 0:
+            break
+        listed = int(listed * 0.9 * max_bytes / (max_bytes - room))
     blocks = _fitting_blocks(rows, order[:listed], room)
     while True:
         block_of = np.zeros(len(rows), dtype=np.int64)
