@@ -10,13 +10,14 @@ from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Estimate, Results
 
 _CAUSES = {
-    "truncation": (TRUNCATED,),
-    "repetition loops": (LOOP,),
-    "wrong format": (RECOVERABLE, UNPARSED),
-    "empty answers": (EMPTY,),
-    "refusals": (REFUSED,),
+    "truncation": TRUNCATED,
+    "repetition loops": LOOP,
+    "wrong format": RECOVERABLE,
+    "unreadable answers": UNPARSED,
+    "empty answers": EMPTY,
+    "refusals": REFUSED,
 }
-"""Ways to fail other than a wrong answer, as the sentence calls them: the terms of the gap's identity they sum up."""
+"""Ways to fail other than a wrong answer, as the sentence calls them, and the term of the gap's identity they are."""
 _LEAST_SHARE = 0.05  # of the gap, for a cause to be named
 
 
@@ -83,8 +84,8 @@ def cause_shares(results: Results, explanation: Explanation, candidate: str) -> 
         return {}
     whole = sum(identity.gap.value for identity in identities)
     shares = {
-        name: sum(identity.terms[term].estimate.value for identity in identities for term in terms) / whole
-        for name, terms in _CAUSES.items()
+        name: sum(identity.terms[term].estimate.value for identity in identities) / whole
+        for name, term in _CAUSES.items()
     }
     return {
         name: share

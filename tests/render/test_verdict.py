@@ -82,9 +82,7 @@ def test_the_causes_that_are_no_wrong_answers(made):
     results = made.results()
     terms = {"truncated": 0.4, "loop": 0.03, "recoverable": 0.1, "unparsed": 0.11, "empty": 0.06}
     text = sentence(results, explained(results, terms))
-    assert (
-        "gap 16.7 pp [15.6, 17.8]; 67% of that gap is truncation, wrong format and empty answers. Log" in text
-    )
+    assert "; 67% of that gap is truncation, unreadable answers, wrong format and empty answers. Log" in text
 
 
 def test_tasks_weigh_the_same_whatever_their_size(made):
@@ -136,6 +134,6 @@ def test_causes_as_the_analysis_has_them():
     assert len(found) == 2  # gsm8k has no log-likelihood
     whole = sum(identity.gap.value for identity in found)
     shares = {name: sum(i.terms[name].estimate.value for i in found) / whole for name in TERMS}
-    assert "% of that gap is wrong format and truncation." in text
+    assert "% of that gap is truncation, unreadable answers and wrong format." in text
     share = shares["recoverable"] + shares["unparsed"] + shares["truncated"]
     assert f"; {share:.0%} of that gap" in text

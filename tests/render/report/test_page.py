@@ -130,7 +130,7 @@ def test_says_what_matters(source):
 
 def test_the_causes_come_with_the_explanation():
     source = make_source(num_items=60)
-    assert "of that gap is wrong format and truncation" in Page(render_page(source)).text
+    assert "of that gap is truncation, unreadable answers and wrong format" in Page(render_page(source)).text
     assert "of that gap" not in Page(render_page(dataclasses.replace(source, explanation=None))).text
 
 
