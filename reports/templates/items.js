@@ -195,7 +195,16 @@ async function start() {
     const first = Math.max(0, Math.floor(list.scrollTop / height) - 4);
     const last = Math.min(matches.length, Math.ceil((list.scrollTop + list.clientHeight) / height) + 4);
     space.style.height = `${matches.length * height}px`;
-    space.replaceChildren(...Array.from({ length: Math.max(last - first, 0) }, (_, i) => rowElement(first + i, pair, height)));
+    // Rows that stay as they are stay: replaced while the button is down, as the list scrolls, they lose the click.
+    const places = Array.from({ length: Math.max(last - first, 0) }, (_, i) => first + i);
+    const drawn = places.map((place) => `${[matches[place], place, matches.length, place === cursor, pair, height]}`);
+    for (const row of [...space.children]) if (!drawn.includes(row.dataset.drawn)) row.remove();
+    for (const [i, place] of places.entries()) {
+      if (space.children[i]?.dataset.drawn === drawn[i]) continue;
+      const row = rowElement(place, pair, height);
+      row.dataset.drawn = drawn[i];
+      space.insertBefore(row, space.children[i] ?? null);
+    }
     if (cursor >= first && cursor < last) list.setAttribute("aria-activedescendant", `items-row-${cursor}`);
     else list.removeAttribute("aria-activedescendant");
   }

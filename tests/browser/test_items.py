@@ -233,6 +233,20 @@ def test_a_link_of_the_page_itself(items):
     assert 0 < count(items) < 40
 
 
+def test_a_click_while_the_list_scrolls(items):
+    row = items.locator("#items [role=option]").nth(3).locator(".row-text")
+    row.scroll_into_view_if_needed()
+    box = row.bounding_box()
+    items.mouse.move(box["x"] + 5, box["y"] + box["height"] / 2)
+    items.mouse.down()
+    items.evaluate(
+        "new Promise((go) => { const list = document.querySelector('[data-part=list]');"
+        " list.addEventListener('scroll', () => setTimeout(go)); list.scrollTop = 3; })"
+    )
+    items.mouse.up()
+    assert items.is_visible("[data-part=detail]")
+
+
 def test_a_sample_says_so(source, tmp_path, open_page):
     page = open_page(items_page(source, tmp_path / "items.html", max_bytes=22_000))
     page.wait_for_selector(READY)
