@@ -104,7 +104,7 @@ def analyse(found: Evaluated) -> ReportSource:
         notes=tuple(dict.fromkeys((*before, *results.notes))),
         warnings=tuple(dict.fromkeys((*found.warnings, *results.warnings))),
     )
-    explanation = explain_records(frame, found.tasks, found.checkpoints)
+    explanation = explain_records(frame, found.tasks, found.checkpoints, results=results)
     return ReportSource(results, explanation, found.tasks, frame, found.facts)
 
 

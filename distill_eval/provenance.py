@@ -85,8 +85,9 @@ def git_revision() -> str | None:
 
 
 def command_line() -> str:
-    """The command as typed, fit to be pasted into a shell."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command as typed, fit to be pasted into a shell; run as a module it is the installed command's."""
+    program = Path(sys.argv[0])
+    return shlex.join(["distill-eval" if program.suffix == ".py" else program.name, *sys.argv[1:]])
 
 
 def stamp() -> dict[str, Any]:

@@ -75,7 +75,8 @@ def make_source(
         for record in _task_records(task, number, labels, num_items, seeds, arms, num_words, num_shots)
     ]
     frame = records_frame(records)
-    results, explanation = compare_records(frame, specs, labels), explain_records(frame, specs, labels)
+    results = compare_records(frame, specs, labels)
+    explanation = explain_records(frame, specs, labels, results=results)
     if hostile:
         frame = _hostile_frame(frame, hostile)
         named = [*(task.title for task in specs), *labels, *(task.name for task in specs)]

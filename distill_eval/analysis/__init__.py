@@ -6,7 +6,7 @@ From a notebook::
 
     frame = records_frame(records)
     results = compare_records(frame, tasks, ["teacher", "student"])
-    explanation = explain_records(frame, tasks, ["teacher", "student"])
+    explanation = explain_records(frame, tasks, ["teacher", "student"], results=results)
 """
 
 from distill_eval.analysis.comparison import compare_records

@@ -195,17 +195,24 @@ def _measure(
     return dict(zip(columns, measure(list(columns.values()), codes, limits, rng), strict=True))
 
 
+def identity_of(gap: Estimate, terms: Mapping[str, Estimate]) -> Identity:
+    """Return the identity with each term's share of ``gap``, where that is not 0 by its interval."""
+    clear = not gap.low <= 0 <= gap.high
+    return Identity(
+        gap, {name: Term(part, part.value / gap.value if clear else None) for name, part in terms.items()}
+    )
+
+
 def _identity(measured: Mapping[str, Measured | None]) -> Identity | None:
     gap = measured.get(_GAP)
     if gap is None:
         return None
-    clear = not gap.estimate.low <= 0 <= gap.estimate.high
     terms = {}
     for name in TERMS:
         part = measured[f"term {name}"]
         assert part is not None
-        terms[name] = Term(part.estimate, part.estimate.value / gap.estimate.value if clear else None)
-    return Identity(gap.estimate, terms)
+        terms[name] = part.estimate
+    return identity_of(gap.estimate, terms)
 
 
 def _ends(rows: pd.DataFrame) -> np.ndarray:
