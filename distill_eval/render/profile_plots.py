@@ -130,6 +130,8 @@ def _draw_curve(axes, curve: _Curve, profile: Profile, wanted: list[int]) -> Non
         # Where lines lie on each other, the first shows on both sides of the next.
         style |= {"linewidth": max(1.2, 2.6 - 0.5 * index), "markersize": max(4.5, 7.5 - 0.8 * index)}
         color, bound = style["color"], _BOUND | {"linestyle": (3 * index, (4, 5))}
+        if len(wanted) == 1:  # a line of one point is none
+            bound |= {"marker": "_", "markersize": 16}
         points = {context: values.find_point(checkpoint, context) for context in wanted}
         for of, line in ((curve.value, style), (curve.bound, {"color": color, **bound})):
             found = {context: y for context, point in points.items() if (y := of(point))}
@@ -170,7 +172,8 @@ def _scale(axes, curve: _Curve, seen: list[float]) -> None:
     """Set the log axis of values and its ticks."""
     axes.set_yscale("log")
     low, high = (min(seen), max(seen)) if seen else (1.0, 10.0)
-    room = (high / low) ** 0.06 * 1.08
+    # Values close together still get a factor of 4, so that there are round numbers to tick and noise looks small.
+    room = max((high / low) ** 0.06 * 1.08, 2 * (low / high) ** 0.5)
     ticks = round_ticks(low / room, high * room, curve.base)
     axes.set_yticks(ticks, [curve.tick(tick) for tick in ticks])
     axes.minorticks_off()

@@ -263,6 +263,13 @@ def test_figures_have_their_data(profile):
     }
 
 
+def test_one_context_has_round_ticks(profile):
+    one = dataclasses.replace(profile.checkpoints[0], points=profile.checkpoints[0].points[:1], searches=())
+    curves = profile_figures(dataclasses.replace(profile, checkpoints=(one,)))[0]
+    ticks = {text for text in ("128 MiB", "256 MiB") if f">{text}<" in curves.svg.decode()}
+    assert ticks == {"128 MiB", "256 MiB"}
+
+
 def test_only_what_there_is_is_drawn(profile):
     checkpoints = tuple(dataclasses.replace(checkpoint, searches=()) for checkpoint in profile.checkpoints)
     bare = dataclasses.replace(profile, checkpoints=checkpoints)
