@@ -31,6 +31,7 @@ from distill_eval.cli.options import (
     limit_option,
     parse_backend_options,
     parse_max_memory,
+    parse_tokens,
     read_template,
     split_names,
 )
@@ -183,22 +184,13 @@ def longcontext_command(
 
 
 def parse_lengths(text: str | None) -> tuple[int, ...] | None:
-    """Return the token counts of ``--lengths`` in ascending order, None without it; ``4K`` is 4,096."""
+    """Return the token counts of ``--lengths``, None without it."""
     if text is None:
         return None
-    lengths = []
-    for part in split_names(text):
-        digits, factor = (part[:-1], 1024) if part[-1] in "kK" else (part, 1)
-        if not digits.isdecimal() or not int(digits):
-            raise OptionError(
-                f"--lengths takes tokens separated by commas, as in 4096,8192 or 4K,8K; got '{part}'"
-            )
-        lengths.append(int(digits) * factor)
+    lengths = parse_tokens("--lengths", text)
     if not lengths:
         raise OptionError("--lengths is empty; give tokens separated by commas, as in 4096,8192 or 4K,8K")
-    if len(set(lengths)) < len(lengths):
-        raise OptionError(f"--lengths must differ from one another, got '{text}'")
-    return tuple(sorted(lengths))
+    return lengths
 
 
 def _print(run: "LongRun", as_json: bool) -> None:

@@ -132,6 +132,19 @@ def split_names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
+def parse_tokens(option: str, text: str | None) -> tuple[int, ...]:
+    """Return the token counts in ``4096,8K``, each once, ascending; ``8K`` is 8,192."""
+    counts = set()
+    for part in split_names(text):
+        digits, factor = (part[:-1], 1024) if part[-1] in "kK" else (part, 1)
+        if not digits.isdecimal() or not int(digits):
+            raise OptionError(
+                f"{option} takes tokens separated by commas, as in 4096,8192 or 4K,8K; got '{part}'"
+            )
+        counts.add(int(digits) * factor)
+    return tuple(sorted(counts))
+
+
 def parse_arms(text: str | None) -> tuple[str, ...]:
     """Return the bridging arms of ``--arms``; the default without it, none for ``none``."""
     if text is None:

@@ -19,7 +19,7 @@ from distill_eval.cli.options import (
     cache_dir_option,
     limit_option,
     parse_max_memory,
-    split_names,
+    parse_tokens,
 )
 from distill_eval.errors import OptionError
 from distill_eval.schema.profile import OK, ProfileOptions, Target
@@ -53,14 +53,15 @@ def profile_command(
         ),
     ] = None,
     contexts: Annotated[
-        str, typer.Option(help="Tokens read before decoding at batch 1.", metavar="N,N", rich_help_panel=WHAT)
+        str,
+        typer.Option(help="Tokens read before decoding at batch 1.", metavar="2048,8K", rich_help_panel=WHAT),
     ] = "2048,8192,32768",
     throughput_contexts: Annotated[
         str | None,
         typer.Option(
             help="Contexts at which to drive the batch to out of memory for the peak throughput; each batch in a fresh "
             "process. Default: none.",
-            metavar="N,N",
+            metavar="2048,8K",
             rich_help_panel=WHAT,
             show_default=False,
         ),
@@ -127,8 +128,8 @@ def profile_command(
     `distill-eval profile --random-weights qwen3-0.6b --random-weights hybrid-kda --contexts 2048,131072`
     """
     options = ProfileOptions(
-        contexts=_counts("--contexts", contexts),
-        throughput_contexts=_counts("--throughput-contexts", throughput_contexts),
+        contexts=parse_tokens("--contexts", contexts),
+        throughput_contexts=parse_tokens("--throughput-contexts", throughput_contexts),
         backend=backend,
         device=device,
         dtype=dtype,
@@ -158,16 +159,6 @@ def profile_command(
         )
     _print(profile, as_json)
     return 0 if any(_measured(profile)) else EXIT_NOTHING
-
-
-def _counts(name: str, text: str | None) -> tuple[int, ...]:
-    """Return the numbers in ``8,16``, each once, ascending."""
-    found = split_names(text)
-    if any(not part.isdecimal() or int(part) < 1 for part in found):
-        raise OptionError(
-            f"{name} takes whole numbers above 0 separated by commas, as in 2048,8192; got '{text}'"
-        )
-    return tuple(sorted({int(part) for part in found}))
 
 
 def _targets(names: list[str], architectures: list[str], cache_dir: Path, trusted: list[str]) -> list[Target]:

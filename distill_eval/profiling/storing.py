@@ -110,8 +110,8 @@ def go_on_from(stored: Profile, asked: Profile, folder: Path) -> Profile:
     for name in now:
         if there[name] != now[name]:
             raise OptionError(
-                f"output folder {folder}: holds a profile with another {name} ({_shown(there[name])} there, "
-                f"{_shown(now[name])} now); name another folder"
+                f"output folder {folder}: its profile has {name} {_shown(there[name])}, this command "
+                f"{_shown(now[name])}; name another folder"
             )
     kept = tuple(
         replace(_without_failures(old), target=new.target)
@@ -126,10 +126,10 @@ def _settings(profile: Profile) -> dict[str, Any]:
     versions = {f"{name} version": value for name, value in profile.stamp.get("versions", {}).items()}
     hardware = profile.stamp.get("hardware", {})
     return {
-        "list of checkpoints": [found.target.label for found in profile.checkpoints],
+        "checkpoints": [found.target.label for found in profile.checkpoints],
         **{f"'{found.target.label}'": found.target.fingerprint for found in profile.checkpoints},
         **options,
-        "set of packages": sorted(versions),
+        "packages": sorted(versions),
         **versions,
         **{name: hardware.get(name) for name in ("processor", "cores")},
     }
@@ -173,4 +173,5 @@ def _to_json(profile: Profile) -> bytes:
 
 def _shown(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    text = text or "none"
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -194,16 +194,16 @@ def stored(target: Target, tmp_path: Path, ends: Callable) -> Path:
 
 def test_other_settings_are_refused(target: Target, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        OptionError, match=r"another contexts \(128 there, 128, 256 now\); name another folder"
+        OptionError, match=r"its profile has contexts 128, this command 128, 256; name another folder"
     ):
         run_profile([target], options(128, 256), out=stored)
-    with pytest.raises(OptionError, match=r"another list of checkpoints \(tiny there, tiny, b now\)"):
+    with pytest.raises(OptionError, match=r"its profile has checkpoints tiny, this command tiny, b;"):
         run_profile([target, replace(target, label="b")], options(128), out=stored)
-    with pytest.raises(OptionError, match="another 'tiny'"):
+    with pytest.raises(OptionError, match="its profile has 'tiny'"):
         run_profile([replace(target, fingerprint="other")], options(128), out=stored)
     versions = {**run.provenance.package_versions(), "torch": "1.0"}
     monkeypatch.setattr(run.provenance, "package_versions", lambda: versions)
-    with pytest.raises(OptionError, match="another torch version"):
+    with pytest.raises(OptionError, match="its profile has torch version"):
         run_profile([target], options(128), out=stored)
 
 
