@@ -184,7 +184,7 @@ async function start() {
       ariaPosInSet: place + 1, style: { top: `${place * height}px` }, dataset: { place },
     },
     make("span", { className: "row-key" }, shortened(tail.length > 14 ? `…${wholeSlice(tail, tail.length - 8, tail.length)}` : tail, 16) || "(no key)",
-      seedOf(row) && index.seeds.length > 1 ? ` seed ${seedOf(row)}` : ""),
+      seedOf(row) && index.seeds.length > 1 ? make("span", { className: "row-seed" }, ` seed ${seedOf(row)}`) : null),
     named("span", { className: "row-task" }, index.tasks[index.task[row]].title, 24),
     make("span", { className: "row-text" }, shortened(index.snippets[row], 110), index.blockOf[row] < 0 ? tag("no text here") : null),
     ...pair.map((checkpoint) => make("span", { className: "row-tags" }, ...rowTags(row, checkpoint))));
@@ -195,6 +195,7 @@ async function start() {
     const first = Math.max(0, Math.floor(list.scrollTop / height) - 4);
     const last = Math.min(matches.length, Math.ceil((list.scrollTop + list.clientHeight) / height) + 4);
     space.style.height = `${matches.length * height}px`;
+    part("header").style.paddingRight = `calc(.6rem + ${list.offsetWidth - list.clientWidth}px)`; // a scroll bar, where there is one
     space.replaceChildren(...Array.from({ length: Math.max(last - first, 0) }, (_, i) => rowElement(first + i, pair, height)));
     if (cursor >= first && cursor < last) list.setAttribute("aria-activedescendant", `items-row-${cursor}`);
     else list.removeAttribute("aria-activedescendant");
@@ -215,6 +216,7 @@ async function start() {
     part("count").textContent = `${shown} of ${all} ${unit}${reading}`;
     part("count").dataset.matches = matches.length;
     part("empty").hidden = matches.length > 0;
+    list.hidden = part("header").hidden = !matches.length;
   }
 
   function drawHeader() {
@@ -262,7 +264,7 @@ async function start() {
   function close() {
     state.item = ANY;
     changed("push");
-    list.focus();
+    (matches.length ? list : search).focus();
   }
 
   function step(by) {
