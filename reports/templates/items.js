@@ -75,8 +75,10 @@ async function start() {
   }
 
   // -- filters -------------------------------------------------------------------------------------------------
+  const asked = (wanted) => wanted.q.trim().toLowerCase(); // what is pasted often has spaces around it
+
   function searched() {
-    const query = state.q.toLowerCase();
+    const query = asked(state);
     const opened = index.blocks.filter((block) => block.data);
     const key = `${opened.length} ${query}`;
     if (foundFor !== key) {
@@ -89,7 +91,7 @@ async function start() {
   }
 
   function matching(wanted) {
-    const rows = [], hits = wanted.q ? searched() : null;
+    const rows = [], hits = asked(wanted) ? searched() : null;
     const tried = wanted.checkpoint < 0 ? checkpoints.map((_, i) => i) : [wanted.checkpoint];
     const arms = wanted.failure >= 0 ? [generative].filter((arm) => wanted.protocol < 0 || arm === wanted.protocol)
       : wanted.protocol < 0 ? protocols.map((_, i) => i) : [wanted.protocol];
