@@ -94,9 +94,12 @@ def test_search_looks_into_every_text(items, source):
     texts = frame[["prompt", "output", "target", "extracted", "item_key"]].fillna("")
     texts = texts.apply(lambda column: column.str.lower())
     for query in (
-        " ".join(words[2:4]), " ".join(words[2:4]).upper(), "ANSWER: B", "please reason STEP", "no such text", "  please reason step ",
+        " ".join(words[2:4]), " ".join(words[2:4]).upper(), "ANSWER: B", "please reason STEP", "no such text",
+        "  please reason step ",
     ):  # fmt: skip
-        hits = pd.DataFrame({name: texts[name].str.contains(query.strip().lower(), regex=False) for name in texts})
+        hits = pd.DataFrame(
+            {name: texts[name].str.contains(query.strip().lower(), regex=False) for name in texts}
+        )
         items.fill("[data-part=q]", query)
         found = frame[["task", "item_key"]][hits.any(axis=1)].drop_duplicates()
         assert count(items) == len(found), query

@@ -172,3 +172,19 @@ def test_an_item_of_fifty_options_and_a_link_past_the_filter(source, tmp_path, o
     page.keyboard.press("n")
     page.get_by_role("button", name="Next").click()
     assert page.inner_text("[data-part=position]").endswith("of 24")
+
+
+def test_what_only_the_scorer_reads_does_not_contradict_the_class(tmp_path, open_page):
+    source = make_source(2, 1, 60)
+    frame = source.frame.copy()
+    frame.loc[(frame["protocol"] == GENERATIVE) & frame["extracted"].isna(), "extracted"] = "D"
+    made = items_page(dataclasses.replace(source, frame=frame), tmp_path / "items.html")
+    page = open_page(made, "#items?failure=unparsed")
+    page.wait_for_selector(READY)
+    page.click("#items [role=option]")
+    generated = page.locator("#items .protocol", has_text="Generation").first.locator(".side").last
+    facts = generated.locator(".facts").inner_text().split("\n")
+    assert "no answer" in facts[1]
+    assert facts[facts.index("scorer reads") + 1] == "D"
+    ranked = page.locator("#items .protocol").first.locator(".facts").first.inner_text()
+    assert "answer read" in ranked
