@@ -221,7 +221,7 @@ def unwritable_report(run, other, folder):
 def checkpoint_as_baseline(run, other, folder):
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text("{}")
-    return ["--baseline", folder / "model", "--candidate", other], ("no manifest.json",)
+    return ["--baseline", folder / "model", "--candidate", other], ("there is no such folder",)
 
 
 @pytest.mark.parametrize("name", CASES)
