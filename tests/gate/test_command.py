@@ -132,7 +132,7 @@ def case(function: Case) -> Case:
 
 @case
 def missing_run(run, other, folder):
-    return ["--baseline", folder / "none", "--candidate", other], ("none", "not a run")
+    return ["--baseline", folder / "none", "--candidate", other], ("none", "there is no such folder")
 
 
 @case
@@ -221,7 +221,7 @@ def unwritable_report(run, other, folder):
 def checkpoint_as_baseline(run, other, folder):
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text("{}")
-    return ["--baseline", folder / "model", "--candidate", other], ("there is no such folder",)
+    return ["--baseline", folder / "model", "--candidate", other], ("no manifest.json",)
 
 
 @pytest.mark.parametrize("name", CASES)
