@@ -1,6 +1,6 @@
 """From records to conclusions: the analysis of a comparison, of fresh or stored runs, and its run folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ def merge_stored(runs: Sequence[StoredRun]) -> Evaluated:
             "checkpoints": _first_of(runs, "checkpoints", "label"),
             "runs": _first_of(runs, "runs", "checkpoint"),
             "from": [str(run.folder) for run in runs],
+            "made_by": [made for run in runs for made in _made_by(run.provenance)],
         }
         notes = [f"{run.folder}: {text}" for run in runs for text in run.notes] + notes
     # Of several runs it must be clear which one says so: labels may have changed since.
@@ -126,10 +127,16 @@ def _first_of(runs: Sequence[StoredRun], key: str, label: str) -> list[dict[str,
     return list(found.values())
 
 
+def _made_by(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the commands, with their software, that a run's numbers came from; the run's own is the last."""
+    own = {key: facts[key] for key in ("command", "versions", "git_revision") if key in facts}
+    return [*facts.get("made_by", ()), own]
+
+
 def _check_comparable(runs: Sequence[StoredRun]) -> list[str]:
     """Return what differs between the first run and each other and may move numbers; refuse what makes them unlike."""
     facts = [
-        run_facts(str(run.folder), run.provenance, run.checkpoints[0], records_frame(run.records))
+        run_facts(f"run {run.folder}", run.provenance, run.checkpoints[0], records_frame(run.records))
         for run in runs
     ]
     tasks = [task.name for task in runs[0].tasks if all(task.name in other.tasks for other in facts)]

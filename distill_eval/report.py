@@ -19,6 +19,7 @@ from distill_eval.runs import (
     check_writable,
     plain,
     read_manifest,
+    verify_files,
     write_folder,
 )
 from distill_eval.schema.longcontext import LongResults
@@ -83,6 +84,7 @@ def _kind(folder: Path) -> str:
 def _load_long(folder: Path) -> tuple[LongResults, dict[str, Any]]:
     from pydantic import TypeAdapter, ValidationError
 
+    verify_files(folder, (RESULTS, PROVENANCE))
     try:
         results = TypeAdapter(LongResults).validate_python(_read(folder, RESULTS))
     except ValidationError as error:
@@ -91,16 +93,20 @@ def _load_long(folder: Path) -> tuple[LongResults, dict[str, Any]]:
 
 
 def _load_profile(folder: Path) -> tuple[Profile, dict[str, Any]]:
+    verify_files(folder, (PROFILE, PROVENANCE))
     profile = load_profile(folder)
-    assert profile is not None  # its manifest lists the file
+    assert profile is not None  # as verified
     return profile, _read(folder, PROVENANCE)
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / name).read_bytes())
+        found = json.loads((folder / name).read_bytes())
     except (OSError, ValueError) as error:
         raise StoreError(f"run folder {folder}: {name} cannot be read; run the same command again") from error
+    if not isinstance(found, dict):
+        raise StoreError(f"run folder {folder}: {name} is not of this version")
+    return found
 
 
 def _accuracies(source: ReportSource, others: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -156,7 +156,11 @@ def load_run(folder: Path) -> tuple[list[Record], dict[str, Any], dict[str, Any]
     for name in (RECORDS, RESULTS, PROVENANCE):
         _check_listed(folder, name, manifest)
     results, provenance = (json.loads((folder / name).read_bytes()) for name in (RESULTS, PROVENANCE))
-    return records_from_parquet((folder / RECORDS).read_bytes()), results, provenance
+    try:
+        records = records_from_parquet((folder / RECORDS).read_bytes())
+    except (ValueError, TypeError, KeyError) as error:  # pyarrow's are ValueErrors; columns that Record lacks
+        raise StoreError(f"run folder {folder}: {RECORDS} is not of this version") from error
+    return records, results, provenance
 
 
 def load_frame(folder: Path, columns: Sequence[str] | None = None) -> "pd.DataFrame":
@@ -176,9 +180,7 @@ def load_frame(folder: Path, columns: Sequence[str] | None = None) -> "pd.DataFr
     for name in names:
         if name not in DTYPES:
             raise OptionError(f"records have no column {name!r}{did_you_mean(name, DTYPES)}")
-    manifest = read_manifest(folder)
-    _check_listed(folder, RECORDS, manifest)
-    _verify(folder, RECORDS, manifest[RECORDS])
+    verify_files(folder, (RECORDS,))
     read = {}
     for name in names:  # one at a time: what a column needs to be converted is freed before the next
         column = pyarrow.parquet.read_table(folder / RECORDS, columns=[name])[name]
@@ -222,6 +224,14 @@ def _parsed(column: Any) -> Any:
     return found[coded.indices.to_numpy()]
 
 
+def verify_files(folder: Path, names: Sequence[str]) -> None:
+    """Raise StoreError unless the run in ``folder`` has the files ``names``, each as the run wrote it."""
+    manifest = read_manifest(folder)
+    for name in names:
+        _check_listed(folder, name, manifest)
+        _verify(folder, name, manifest[name])
+
+
 def _verify(folder: Path, name: str, digest: str) -> None:
     try:
         with (folder / name).open("rb") as file:
@@ -249,9 +259,12 @@ def read_manifest(folder: Path, kind: str = FORMAT) -> dict[str, str]:
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise StoreError(
-            f"run folder {folder}: no {MANIFEST}: not a run, or one that never finished"
-        ) from error
+        why = (
+            f"no {MANIFEST}: not a run, or one that never finished"
+            if folder.exists()
+            else "there is no such folder"
+        )
+        raise StoreError(f"run folder {folder}: {why}") from error
     except OSError as error:
         raise StoreError(f"run folder {folder}: {MANIFEST} cannot be read ({error.strerror})") from error
     except ValueError as error:

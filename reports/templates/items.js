@@ -75,8 +75,10 @@ async function start() {
   }
 
   // -- filters -------------------------------------------------------------------------------------------------
+  const asked = (wanted) => wanted.q.trim().toLowerCase(); // what is pasted often has spaces around it
+
   function searched() {
-    const query = state.q.toLowerCase();
+    const query = asked(state);
     const opened = index.blocks.filter((block) => block.data);
     const key = `${opened.length} ${query}`;
     if (foundFor !== key) {
@@ -89,7 +91,7 @@ async function start() {
   }
 
   function matching(wanted) {
-    const rows = [], hits = wanted.q ? searched() : null;
+    const rows = [], hits = asked(wanted) ? searched() : null;
     const tried = wanted.checkpoint < 0 ? checkpoints.map((_, i) => i) : [wanted.checkpoint];
     const arms = wanted.failure >= 0 ? [generative].filter((arm) => wanted.protocol < 0 || arm === wanted.protocol)
       : wanted.protocol < 0 ? protocols.map((_, i) => i) : [wanted.protocol];
@@ -184,7 +186,7 @@ async function start() {
       ariaPosInSet: place + 1, style: { top: `${place * height}px` }, dataset: { place },
     },
     make("span", { className: "row-key" }, shortened(tail.length > 14 ? `…${wholeSlice(tail, tail.length - 8, tail.length)}` : tail, 16) || "(no key)",
-      seedOf(row) && index.seeds.length > 1 ? ` seed ${seedOf(row)}` : ""),
+      seedOf(row) && index.seeds.length > 1 ? make("span", { className: "row-seed" }, ` seed ${seedOf(row)}`) : null),
     named("span", { className: "row-task" }, index.tasks[index.task[row]].title, 24),
     make("span", { className: "row-text" }, shortened(index.snippets[row], 110), index.blockOf[row] < 0 ? tag("no text here") : null),
     ...pair.map((checkpoint) => make("span", { className: "row-tags" }, ...rowTags(row, checkpoint))));
@@ -195,6 +197,7 @@ async function start() {
     const first = Math.max(0, Math.floor(list.scrollTop / height) - 4);
     const last = Math.min(matches.length, Math.ceil((list.scrollTop + list.clientHeight) / height) + 4);
     space.style.height = `${matches.length * height}px`;
+    part("header").style.paddingRight = `calc(.6rem + ${list.offsetWidth - list.clientWidth}px)`; // a scroll bar, where there is one
     // Rows that stay as they are stay: replaced while the button is down, as the list scrolls, they lose the click.
     const places = Array.from({ length: Math.max(last - first, 0) }, (_, i) => first + i);
     const drawn = places.map((place) => `${[matches[place], place, matches.length, place === cursor, pair, height]}`);
@@ -224,6 +227,7 @@ async function start() {
     part("count").textContent = `${shown} of ${all} ${unit}${reading}`;
     part("count").dataset.matches = matches.length;
     part("empty").hidden = matches.length > 0;
+    list.hidden = part("header").hidden = !matches.length;
   }
 
   function drawHeader() {
@@ -271,7 +275,7 @@ async function start() {
   function close() {
     state.item = ANY;
     changed("push");
-    list.focus();
+    (matches.length ? list : search).focus();
   }
 
   function step(by) {

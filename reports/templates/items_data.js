@@ -3,6 +3,7 @@
 const ARRAYS = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, f4: Float32Array, f8: Float64Array };
 
 async function openBlock(id) {
+  if (!("DecompressionStream" in globalThis)) throw new Error("this browser is too old to unpack them. Every record is in records.parquet.");
   const text = document.getElementById(id).textContent.trim();
   const bytes = Uint8Array.fromBase64
     ? Uint8Array.fromBase64(text)

@@ -27,7 +27,8 @@ function facts(record, protocol, hasTexts) {
   add("score", outcomeTag(record), ...(record.failure && record.failure !== OUTCOMES[record.outcome]
     ? [" ", tag(record.failureName, record.failure === "right" ? "is-right" : "is-wrong")] : []));
   if (hasTexts) {
-    add("answer read", record.extracted === null ? make("em", {}, "none") : opening(record.extracted, 2000));
+    // The class is by our own strict reading, which may find none where the engine's scorer reads one.
+    add(record.failure ? "scorer reads" : "answer read", record.extracted === null ? make("em", {}, "none") : opening(record.extracted, 2000));
     add("right answer", opening(record.target ?? "", 2000));
     add("tokens", protocol === "generative" || protocol === "generate_until"
       ? `${tokens(record.promptTokens)} in, ${tokens(record.tokens)} out` : `${tokens(record.promptTokens)} in, ${tokens(record.tokens)} scored`);

@@ -97,9 +97,10 @@ function textBlock(label, text, differs = -1) {
   if (!text) return make("div", { className: "text-block" }, make("p", { className: "quiet" }, "(empty)"));
   fill(text.length > LONGEST ? wholeSlice(text, 0, LONGEST) : text);
   if (text.length > LONGEST) {
-    const more = make("button", { type: "button" }, `show all ${size(text)}`);
-    more.onclick = () => { fill(text); more.remove(); body.focus(); };
-    tools.prepend(more);
+    const more = make("button", { type: "button" }, "show all");
+    const said = make("span", { className: "quiet" }, `the first ${LONGEST.toLocaleString("en")} of ${size(text)}`); // in print, too
+    more.onclick = () => { fill(text); said.remove(); more.remove(); body.focus(); };
+    tools.prepend(said, more);
   }
   return make("div", { className: "text-block" }, body, tools);
 }

@@ -95,12 +95,17 @@ def test_search_looks_into_every_text(items, source):
     texts = texts.apply(lambda column: column.str.lower())
     for query in (
         " ".join(words[2:4]), " ".join(words[2:4]).upper(), "ANSWER: B", "please reason STEP", "no such text",
+        "  please reason step ",
     ):  # fmt: skip
-        hits = pd.DataFrame({name: texts[name].str.contains(query.lower(), regex=False) for name in texts})
+        hits = pd.DataFrame(
+            {name: texts[name].str.contains(query.strip().lower(), regex=False) for name in texts}
+        )
         items.fill("[data-part=q]", query)
         found = frame[["task", "item_key"]][hits.any(axis=1)].drop_duplicates()
         assert count(items) == len(found), query
-    assert items.is_visible("[data-part=empty]")
+        assert items.is_visible("[data-part=empty]") == (query == "no such text")
+    items.fill("[data-part=q]", "   ")
+    assert count(items) == 120
 
 
 def test_the_preset_is_one_click_and_the_item_opens(items, source, screenshot):

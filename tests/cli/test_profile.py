@@ -88,7 +88,7 @@ def test_nothing_measured(command: Callable, tmp_path: Path, monkeypatch: pytest
         (("--random-weights", "tiny", "--random-weights", "tiny"), "two checkpoints are called 'tiny'"),
         (("--random-weights", "tiny", "--max-memory", "8GB"), "--max-memory takes GiB above 0"),
         (("--random-weights", "tiny", "--device", "none", "--backend", "simulated"), "no device is called 'none'"),
-        (("--random-weights", "tiny", "--accuracy", "nowhere"), "no manifest.json"),
+        (("--random-weights", "tiny", "--accuracy", "nowhere"), "there is no such folder"),
         (("nowhere",), "no folder 'nowhere'"),
     ],
 )  # fmt: skip

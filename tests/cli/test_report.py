@@ -1,15 +1,19 @@
 """``distill-eval report``: finished runs in, one folder out."""
 
 import dataclasses
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from distill_eval.conclude import compare_stored
 from distill_eval.profiling.storing import finish
 from distill_eval.render.report import report_page
+from distill_eval.render.report.provenance import provenance_values
 from distill_eval.report import load_source
 from distill_eval.runs import MANIFEST, write_run
 from distill_eval.schema.records import Record
@@ -112,7 +116,8 @@ def test_what_cannot_be_reported_is_one_line(command: Callable, runs: dict[str, 
     (tmp_path / "other" / "mine.txt").write_text("mine")
     for arguments, said in (
         ((), "report needs a finished run"),
-        ((str(tmp_path / "nothing"),), "no manifest.json: not a run"),
+        ((str(tmp_path / "nothing"),), "nothing: there is no such folder"),
+        ((str(tmp_path / "other"),), "no manifest.json: not a run"),
         ((runs["long"], runs["long"]), "a report shows one run of longcontext"),
         ((str(report),), "holds a report, not a run"),
         (
@@ -127,6 +132,59 @@ def test_what_cannot_be_reported_is_one_line(command: Callable, runs: dict[str, 
         assert len(done.error_lines) == 1
         assert said in done.error_lines[0], done.error_lines
     assert (tmp_path / "other" / "mine.txt").read_text() == "mine"
+
+
+def rewritten(run: str, folder: Path, name: str, data: bytes, *, listed: bool) -> Path:
+    """A copy of a run with other contents of one file; ``listed``: the manifest says these are right."""
+    shutil.copytree(run, folder)
+    (folder / name).write_bytes(data)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    if listed:
+        manifest["files"][name] = hashlib.sha256(data).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["compare", "long", "profile"])
+def test_a_file_changed_since_is_never_shown(
+    command: Callable, runs: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    names = {"compare": "results.json", "long": "results.json", "profile": "profile.json"}
+    for number, name in enumerate((names[kind], "provenance.json")):
+        other = (Path(runs[kind]) / name).read_bytes() + b"\n"
+        folder = rewritten(runs[kind], tmp_path / str(number), name, other, listed=False)
+        done = command("report", str(folder), "--out", str(tmp_path / "report"))
+        assert done.code == 2
+        assert [f"{name} is not the file this run wrote" in line for line in done.error_lines] == [True]
+    assert not (tmp_path / "report").exists()
+
+
+def test_files_of_another_version_are_one_line(
+    command: Callable, runs: dict[str, str], tmp_path: Path
+) -> None:
+    for number, (name, data) in enumerate((("results.json", b"[]"), ("records.parquet", b"no parquet"))):
+        folder = rewritten(runs["compare"], tmp_path / str(number), name, data, listed=True)
+        done = command("report", str(folder), "--out", str(tmp_path / "report"))
+        assert done.code == 2
+        assert [f"{name} is not of this version" in line for line in done.error_lines] == [True]
+
+
+def test_commands_of_all_runs_can_be_repeated(runs: dict[str, str], tmp_path: Path) -> None:
+    """Of runs put together by what made each, also where one of them was itself put together of others."""
+    made = []
+    for name in ("a", "b", "c"):
+        facts = json.loads((Path(runs["compare"]) / "provenance.json").read_bytes())
+        facts |= {
+            "command": f"distill-eval compare T {name}",
+            "versions": {"torch": "1" if name == "b" else "2"},
+        }
+        data = json.dumps(facts).encode()
+        made.append(rewritten(runs["compare"], tmp_path / name, "provenance.json", data, listed=True))
+    compare_stored([f"{folder.name}={folder}" for folder in made[:2]], tmp_path / "ab")
+    source = load_source([str(tmp_path / "ab"), f"c={made[2]}"])
+    lines = provenance_values(source)["reproduce"].splitlines()
+    assert lines[:4] == ["# torch 2", "distill-eval compare T a", "# torch 1", "distill-eval compare T b"]
+    assert lines[lines.index("distill-eval compare T c") - 1] == "# torch 2"
 
 
 def test_the_page_keeps_to_its_size() -> None:

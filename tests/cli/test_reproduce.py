@@ -96,7 +96,7 @@ def test_claims(command: Callable) -> None:
         (["table1"], "--trust-remote-code student"),
         (["table2", "--row", "Hybrid=x"], "has no row 'Hybrid'; did you mean 'Hybrid KDA'?"),
         (["table1", "--limit", "0"], "--limit must be at least 1"),
-        (["table1", "--run", "nowhere"], "no manifest.json"),
+        (["table1", "--run", "nowhere"], "there is no such folder"),
     ],
 )
 def test_mistakes(command: Callable, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -132,7 +132,7 @@ def case(function: Case) -> Case:
 
 @case
 def missing_run(run, other, folder):
-    return ["--baseline", folder / "none", "--candidate", other], ("none", "not a run")
+    return ["--baseline", folder / "none", "--candidate", other], ("none", "there is no such folder")
 
 
 @case

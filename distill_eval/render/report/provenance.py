@@ -36,17 +36,21 @@ def provenance_values(source: ReportSource) -> dict[str, Any]:
 
 
 def _reproduce(runs: Iterable[Mapping[str, Any]]) -> str:
-    """What to type, a line a command, each distinct set of software as a comment before it; "" without commands."""
+    """What to type, a line a command, a comment where the software changes; "" without commands.
+
+    Of runs put together the commands that made them come first.
+    """
     lines: list[str] = []
-    for facts in runs:
-        if command := facts.get("command"):
+    before = ""
+    for facts in (each for run in runs for each in (*run.get("made_by", ()), run)):
+        if (command := one_line(facts.get("command") or "")) and command not in lines:
             versions = facts.get("versions", {})
             software = [f"{name} {one_line(versions[name])}" for name in _SOFTWARE if name in versions]
             if revision := facts.get("git_revision"):
                 software.append(f"git revision {one_line(revision)}")
-            comment = f"# {', '.join(software)}"
-            lines += [comment] if software and comment not in lines else []
-            lines.append(one_line(command))
+            comment = f"# {', '.join(software)}" if software else ""
+            lines += [comment, command] if comment != before and comment else [command]
+            before = comment
     return "\n".join(lines)
 
 

@@ -44,9 +44,10 @@ def _ranking(source: ReportSource, figures: tuple[ReportFigure, ...]) -> Section
     pairs = len(ranking.pairs)
     turned = sum(pair.reversed for pair in ranking.pairs)
     certain = sum(pair.verdict == "certain" for pair in ranking.pairs)
+    doubt = f", {certain or 'none'} of these beyond doubt" if turned else ""
     sentence = (
-        f"Of {pairs} pairs of checkpoints generation puts {turned} the other way round than log-likelihood does, "
-        f"{certain} of these beyond doubt."
+        f"Of {pairs} pairs of checkpoints generation puts {turned or 'none'} the other way round than log-likelihood "
+        f"does{doubt}."
     )
     return Section(figures, ranking_tables(ranking), sentence)
 

@@ -106,7 +106,7 @@ def task_values(source: ReportSource, figures: tuple[ReportFigure, ...]) -> dict
     if results is None or explanation is None or not results.tasks:
         return None
     ids = anchors([task.task for task in results.tasks])
-    several = len(results.checkpoints) > 2
+    compared, several = len(results.checkpoints) > 1, len(results.checkpoints) > 2
     rows = [
         [
             Cell(one_line(task.title or task.task), href=f"#{ids[task.task]}"),
@@ -127,10 +127,10 @@ def task_values(source: ReportSource, figures: tuple[ReportFigure, ...]) -> dict
             "task",
             *(["checkpoint"] if several else []),
             "items",
-            "gap",
-            "p (Holm)",
+            "gap" if compared else "",
+            "p (Holm)" if compared else "",
             f"ranked, not generated: {names[0]}",
-            f"{names[1]}" if len(results.checkpoints) > 1 else "",
+            names[1] if compared else "",
             "commonest failure",
             "if all parsed",
         ],

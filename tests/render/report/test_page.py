@@ -156,6 +156,8 @@ def test_other_runs_are_in_the_provenance(made):
     assert f"{version} {facts['command']} distill-eval profile <x>" in text  # the same software is named once
     assert text.count(version) == 1
     assert "Recorded with this profile" in text
+    text = Page(render_page(ReportSource(other_provenance={"longcontext": others["profile"]}))).text
+    assert "Recorded with this run over long contexts" in text
     assert "Lengths in tokens all4096" in text
 
 

@@ -115,3 +115,33 @@ def test_names_of_all_kinds_make_addresses_of_their_own():
         "task": "a&b=#?",
         "checkpoint": "\ufffdx y",
     }
+
+
+def test_one_checkpoint_has_no_columns_of_a_comparison():
+    tasks = section_values(make_source(1, 2, 8), ())["tasks"]
+    assert [name for name in tasks["headings"] if name] == [
+        "task", "items", "ranked, not generated: teacher", "commonest failure", "if all parsed",
+    ]  # fmt: skip
+    assert {len(row) for row in tasks["rows"]} == {len(tasks["headings"])}
+
+
+def test_no_reversal_is_said_without_zeros():
+    three = make_source(3, 2, 40)
+    ranking = three.explanation.ranking
+
+    def sentence(*verdicts: str) -> str:
+        pairs = [
+            dataclasses.replace(pair, verdict=verdict, reversed=bool(verdict))
+            for pair, verdict in zip(ranking.pairs, verdicts, strict=True)
+        ]
+        explanation = dataclasses.replace(
+            three.explanation, ranking=dataclasses.replace(ranking, pairs=pairs)
+        )
+        return section_values(dataclasses.replace(three, explanation=explanation), ())["ranking"].sentence
+
+    start = "Of 3 pairs of checkpoints generation puts"
+    assert sentence("", "", "") == f"{start} none the other way round than log-likelihood does."
+    assert sentence("", "leaning", "").endswith(
+        "puts 1 the other way round than log-likelihood does, none of these beyond doubt."
+    )
+    assert sentence("certain", "leaning", "").endswith("does, 1 of these beyond doubt.")
