@@ -18,7 +18,8 @@ from distill_eval.render.profile_values import (
     ttft_s,
 )
 from distill_eval.render.ranking import ranking_tables
-from distill_eval.render.table1 import DOWN, UP, best
+from distill_eval.render.rows import DOWN, UP
+from distill_eval.render.table1 import best
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.schema.longcontext import ALL_LENGTHS, AVERAGE, LongCell, LongResults
 from distill_eval.schema.profile import CheckpointProfile, Point, Profile
