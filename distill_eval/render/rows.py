@@ -84,7 +84,9 @@ def scale_notes(results: Results, rows: Sequence[Row]) -> list[str]:
     if lower := [task for task in results.tasks if _is_lower(task)]:
         note = f"{DOWN} lower is better on {join_names([titles[task.task] for task in lower])}"
         turned = any(task.gaps for task in lower)
-        notes.append(note + ": a gap there is the generation delta minus the log-likelihood delta" * turned + ".")
+        notes.append(
+            note + ": a gap there is the generation delta minus the log-likelihood delta" * turned + "."
+        )
     plain = [
         f"{row.title} by {PROTOCOL_NAMES[protocol]}"
         for row in rows
