@@ -16,8 +16,8 @@ def read_accuracies(folder: Path, targets: Sequence[Target]) -> dict[str, float]
     """Return the generation accuracy (fraction) of the targets that a run has, by label; fingerprints decide which.
 
     Of ``compare``'s the average over generation where there is one, else the mean of tasks with an accuracy; of
-    ``longcontext``'s the mean of the tasks, each that of its lengths. Raises StoreError for a folder that is no run, OptionError for a run
-    of none of these checkpoints.
+    ``longcontext``'s the mean of the tasks, each that of its lengths. Raises StoreError for a folder that is no run,
+    OptionError for a run of none of these checkpoints.
     """
     _, results, provenance = load_run(folder)
     found = match_accuracies(results, provenance, targets)
