@@ -251,6 +251,9 @@ def test_ranking_figures(source):
     assert rows["quick", "slow"]["loglikelihood_low_points"] == "4"
     assert rows["slow", "level"]["loglikelihood_difference_points"] == "0.5"
     assert {"-10.0", "[-11.0, -9.0]", "+5.0", "certain reversal"} <= set(words(matrix))
+    # Who is ahead in a cell depends on the side of the diagonal, which is said.
+    below = "above the diagonal: log-likelihood, row minus column; below: generation, column minus row; in points"
+    assert below in words(matrix)
 
 
 def test_two_checkpoints_have_no_ranking_and_one_has_no_gap():
