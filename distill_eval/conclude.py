@@ -8,6 +8,7 @@ from typing import Any
 from distill_eval import provenance
 from distill_eval.analysis import compare_records, explain_records, records_frame
 from distill_eval.analysis.comparability import differences, run_facts
+from distill_eval.analysis.explanation import with_gaps_of
 from distill_eval.errors import OptionError
 from distill_eval.render.report import report_files
 from distill_eval.runs import check_writable, to_json, write_run
@@ -104,7 +105,7 @@ def analyse(found: Evaluated) -> ReportSource:
         notes=tuple(dict.fromkeys((*before, *results.notes))),
         warnings=tuple(dict.fromkeys((*found.warnings, *results.warnings))),
     )
-    explanation = explain_records(frame, found.tasks, found.checkpoints)
+    explanation = with_gaps_of(results, explain_records(frame, found.tasks, found.checkpoints))
     return ReportSource(results, explanation, found.tasks, frame, found.facts)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from distill_eval.analysis import compare_records, records_frame
-from distill_eval.analysis.explanation import explain_records
+from distill_eval.analysis.explanation import explain_records, with_gaps_of
 from distill_eval.catalog import load_catalog
 from distill_eval.schema.records import GENERATIVE, LETTERS, LOGLIKELIHOOD, Record
 from distill_eval.schema.report import ReportSource
@@ -75,7 +75,8 @@ def make_source(
         for record in _task_records(task, number, labels, num_items, seeds, arms, num_words, num_shots)
     ]
     frame = records_frame(records)
-    results, explanation = compare_records(frame, specs, labels), explain_records(frame, specs, labels)
+    results = compare_records(frame, specs, labels)
+    explanation = with_gaps_of(results, explain_records(frame, specs, labels))
     if hostile:
         frame = _hostile_frame(frame, hostile)
         named = [*(task.title for task in specs), *labels, *(task.name for task in specs)]
