@@ -15,9 +15,9 @@ from distill_eval.schema.records import GENERATIVE
 def read_accuracies(folder: Path, targets: Sequence[Target]) -> dict[str, float]:
     """Return the generation accuracy (fraction) of the targets that a run has, by label; fingerprints decide which.
 
-    Of ``compare``'s the average over generation where there is one, else the mean of tasks; of ``longcontext``'s the
-    mean of the tasks, each that of its lengths. Raises StoreError for a folder that is no run, OptionError for a run
-    of none of these checkpoints.
+    Of ``compare``'s the average over generation where there is one, else the mean of tasks with an accuracy; of
+    ``longcontext``'s the mean of the tasks, each that of its lengths. Raises StoreError for a folder that is no run,
+    OptionError for a run of none of these checkpoints.
     """
     _, results, provenance = load_run(folder)
     found = match_accuracies(results, provenance, targets)
@@ -45,14 +45,20 @@ def match_accuracies(
 
 
 def _compared(results: Mapping[str, Any], label: str) -> list[float]:
-    from distill_eval.analysis.averages import GENERATION_ALL
+    # Where the average over all generation is that over both protocols, only the latter is there.
+    averages = [entry for entry in results.get("averages", ()) if _generated(entry, label)]
+    widest = max(averages, key=lambda entry: len(entry["tasks"]), default=None)
+    if widest is not None:
+        return _generated(widest, label)
+    tasks = [task for task in results.get("tasks", ()) if task["direction"] == "higher"]
+    return [value for task in tasks for value in _generated(task, label)]
 
-    averages = [entry for entry in results.get("averages", ()) if entry["name"] == GENERATION_ALL]
+
+def _generated(entry: Mapping[str, Any], label: str) -> list[float]:
     return [
         cell["estimate"]["value"]
-        for entry in averages or results.get("tasks", ())
         for cell in entry["cells"]
-        if (cell["checkpoint"], cell["protocol"]) == (label, GENERATIVE)
+        if (cell["checkpoint"], cell["protocol"], cell["unit"]) == (label, GENERATIVE, "fraction")
         and cell["headline"]
         and cell["estimate"]
     ]

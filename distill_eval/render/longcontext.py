@@ -97,4 +97,5 @@ def _differences(results: LongResults, label: str, shape: tuple[str, ...], tasks
 
 def _interval(estimate: Estimate) -> str:
     """Write an interval in whole percent: six lengths share a line."""
-    return f"[{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+    low, high = (f"{100 * end:.0f}" for end in (estimate.low, estimate.high))
+    return f"[{low}, {high}]".replace("-0]", "0]").replace("[-0,", "[0,")

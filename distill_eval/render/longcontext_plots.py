@@ -92,6 +92,7 @@ def _curves(results: LongResults) -> ReportFigure | None:
     text = [
         f"{brief(task)}, {brief(label)}: "
         + ", ".join(f"{length_name(cell.length)} {number(cell.estimate.value)} {interval(cell.estimate)}"
+                    f"{' (beyond its positions)' if cell.num_beyond else ''}"
                     for _, cell in line) + "."
         for task, lines in panels.items() for label, line in lines.items() if line
     ]  # fmt: skip
@@ -177,30 +178,36 @@ def _draw_cells(axes, lengths: Sequence[str], bins: int, cells: Sequence[DepthCe
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_hex
 
-    def box(row: int, column: int) -> list[tuple[float, float]]:
-        left, right, top, bottom = column - 0.48, column + 0.48, row - 0.47, row + 0.47
+    def box(rows: range, column: int) -> list[tuple[float, float]]:
+        left, right, top, bottom = column - 0.48, column + 0.48, rows[0] - 0.47, rows[-1] + 0.47
         return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
     shades = colormaps[_COLOURS]
-    found = {(int(cell.low / 100 * bins + 0.5), lengths.index(cell.length)): cell for cell in cells}
+    # Lengths of few needles have coarser depths, each over several rows.
+    found = {
+        (range(round(cell.low / 100 * bins), round(cell.high / 100 * bins)), lengths.index(cell.length)): cell
+        for cell in cells
+    }
     colors = {at: to_hex(shades(float(cell.value))) for at, cell in found.items()}
+    covered = {(row, column) for rows, column in found for row in rows}
     # Drawn as shapes: an image inside an SVG would be a file of its own to a browser.
     axes.add_collection(
         PolyCollection([box(*at) for at in found], facecolors=list(colors.values()), linewidths=0)
     )
     empty = [
-        box(row, column)
+        box(range(row, row + 1), column)
         for row in range(bins)
         for column in range(len(lengths))
-        if (row, column) not in found
+        if (row, column) not in covered
     ]
     if empty:
         axes.add_collection(
             PolyCollection(empty, facecolors="none", edgecolors="#a0a0a0", hatch="////", linewidths=0)
         )
-    for (row, column), cell in found.items():
-        axes.text(column, row, f"{100 * cell.value:.0f} ({cell.num_needles})", ha="center", va="center_baseline",
-                  color=on(colors[row, column]), fontsize=size)  # fmt: skip
+    for (rows, column), cell in found.items():
+        middle = (rows[0] + rows[-1]) / 2
+        axes.text(column, middle, f"{100 * cell.value:.0f} ({cell.num_needles})", ha="center", va="center_baseline",
+                  color=on(colors[rows, column]), fontsize=size)  # fmt: skip
 
 
 def _dress(

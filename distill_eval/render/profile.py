@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from distill_eval.render.profile_plots import profile_figures
 from distill_eval.render.profile_values import (
+    NOISY,
     cache_bytes,
     context_name,
     contexts,
@@ -227,7 +228,7 @@ def _columns(*names: str) -> tuple[Column, ...]:
 def _measured(text: str, timing: Timing | None, point: Point | None) -> str:
     if timing is None:
         return mark(point)
-    return f"~{text}" if timing.noisy else text
+    return f"{NOISY}{text}" if timing.noisy else text
 
 
 def _spread(timing: Timing | None) -> tuple[str, str]:
@@ -246,12 +247,16 @@ def _marks(profile: Profile, what: str) -> Iterator[str]:
         if what == "search":
             points = tuple(point for search in checkpoint.searches for point in search.points)
         shown += [(_label(checkpoint), point) for point in points]
-    timings = [point.ttft if what == "ttft" else point.step for _, point in shown]
+    marked = [point for _, point in shown]
+    if what == "search":  # of a search the table shows the best point
+        searches = [search for checkpoint in profile.checkpoints for search in checkpoint.searches]
+        marked = [search.best for search in searches if search.best]
+    timings = [point.ttft if what == "ttft" else point.step for point in marked]
     noisy = [timing for timing in timings if timing is not None and timing.noisy]
     if noisy:
         again = max(timing.repeated for timing in noisy)
         yield (
-            f"~ noisy: interquartile range above {NOISY_IQR:.0%} of the median"
+            f"{NOISY} noisy: interquartile range above {NOISY_IQR:.0%} of the median"
             f"{f', even when repeated (up to {again} times)' if again else ''}"
         )
     for label, point in shown:

@@ -1,7 +1,7 @@
 """Figures of a profile: curves by context, throughput bars, accuracy against efficiency. The same bytes every time."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,17 @@ from distill_eval.render.drawing import (
 )
 from distill_eval.render.profile_plane import accuracy_plane
 from distill_eval.render.profile_style import dress, round_ticks
-from distill_eval.schema.profile import OUT_OF_MEMORY, Point, Profile
+from distill_eval.render.text import join_names
+from distill_eval.schema.profile import FAILED, OK, OUT_OF_MEMORY, CheckpointProfile, Point, Profile, Search
 from distill_eval.schema.report import ReportFigure
 
 _BOUND: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (4, 2))}
 _LINEAR = 20  # bars further apart than this are drawn on a log axis
-_MISSING: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 6, "markeredgewidth": 1.8}
+_LOST: dict[str, dict[str, Any]] = {
+    status: {"marker": marker, "linestyle": "none", "markersize": 7, "markeredgewidth": 1.8}
+    for status, marker in ((OUT_OF_MEMORY, "x"), (FAILED, "+"))
+}
+_NOISY_BAR: dict[str, Any] = {"hatch": "///", "edgecolor": PAPER, "linewidth": 0}
 
 
 def profile_figures(profile: Profile, accuracies: Mapping[str, float] | None = None) -> list[ReportFigure]:
@@ -106,16 +111,38 @@ def _curves(profile: Profile) -> ReportFigure | None:
                "noisy")  # fmt: skip
     text = ["Cache memory, time to first token and decoding speed by context, at batch 1."]
     for checkpoint in profile.checkpoints:
-        for context in (wanted[0], wanted[-1]):
-            point = values.find_point(checkpoint, context)
-            speed = values.tokens_per_s(point)
-            text.append(
-                f"{brief(checkpoint.target.label)} at {values.context_name(context)}: cache "
-                f"{values.size(values.cache_bytes(point))}, first token {values.milliseconds(values.ttft_s(point))} ms"
-                f", {values.digits(speed)} tokens/s{'' if speed else f' ({values.mark(point)})'}."
-            )
+        for context in dict.fromkeys((wanted[0], wanted[-1])):
+            text.append(_said(checkpoint, context))
+    text += _said_ratios(profile, wanted)
     return finish(figure, "curves", "efficiency", title="Memory and speed by context", text=" ".join(text),
                   columns=columns, rows=rows)  # fmt: skip
+
+
+def _said(checkpoint: CheckpointProfile, context: int) -> str:
+    point = values.find_point(checkpoint, context)
+    where = f"{brief(checkpoint.target.label)} at {values.context_name(context)}"
+    if point is None or point.status != OK:
+        return f"{where}: {'not measured' if point is None else point.status}."
+    noisy = [curve.title.lower() for curve in _CURVES if _noisy(point, curve)]
+    return (
+        f"{where}: cache {values.size(values.cache_bytes(point))}, first token "
+        f"{values.milliseconds(values.ttft_s(point))} ms, {values.digits(values.tokens_per_s(point))} tokens/s"
+        f"{f' (noisy: {join_names(noisy)})' if noisy else ''}."
+    )
+
+
+def _said_ratios(profile: Profile, wanted: list[int]) -> Iterator[str]:
+    reference = profile.checkpoints[0]
+    for checkpoint in profile.checkpoints[1:]:
+        found = [_ratio(curve, reference, checkpoint, wanted) for curve in _CURVES]
+        parts = [
+            f"{name} {ratio.text} at {values.context_name(ratio.context)}"
+            for name, ratio in zip(("cache", "first token", "decoding"), found, strict=True)
+            if ratio
+        ]
+        if parts:
+            label, against = brief(checkpoint.target.label), brief(reference.target.label)
+            yield f"{label} against {against}, cache in percent, speeds as multiples: {', '.join(parts)}."
 
 
 def _noisy(point: Point | None, curve: _Curve) -> bool:
@@ -134,17 +161,19 @@ def _draw_curve(axes, curve: _Curve, profile: Profile, wanted: list[int]) -> Non
             bound |= {"marker": "_", "markersize": 16}
         points = {context: values.find_point(checkpoint, context) for context in wanted}
         for of, line in ((curve.value, style), (curve.bound, {"color": color, **bound})):
-            found = {context: y for context, point in points.items() if (y := of(point))}
+            # No line is drawn over what was tried and not measured.
+            found = {context: of(point) or math.nan for context, point in points.items() if point}
             axes.plot(list(found), list(found.values()), **line)
-            seen += found.values()
+            seen += [y for y in found.values() if y == y]
         for context, point in points.items():
             if _noisy(point, curve):
                 axes.plot(context, curve.value(point), **{**style, "markerfacecolor": PAPER})
-            if point is not None and point.status == OUT_OF_MEMORY and not curve.value(point):
+            if point is not None and point.status in _LOST and not curve.value(point):
                 at = axes.get_xaxis_transform()
-                axes.plot(context, 0.98 - 0.05 * index, color=color, transform=at, **_MISSING)
-        if index:
-            ends += _ratio(curve, reference, checkpoint, wanted, index)
+                axes.plot(context, 0.98 - 0.05 * index, color=color, transform=at, **_LOST[point.status])
+        if index and (ratio := _ratio(curve, reference, checkpoint, wanted)):
+            where = "" if ratio.context == ratio.end[0] else f" at {values.context_name(ratio.context)}"
+            ends.append((*ratio.end, f"{glyph(index)} {ratio.text}{where}"))
     axes.set_xscale("log", base=2)
     axes.set_xticks(wanted, [values.context_name(context) for context in wanted])
     _scale(axes, curve, seen)
@@ -157,15 +186,24 @@ def _draw_curve(axes, curve: _Curve, profile: Profile, wanted: list[int]) -> Non
     dress(axes)
 
 
-def _ratio(curve: _Curve, reference, checkpoint, wanted, index) -> list[tuple[float, float, str]]:
-    """Return (context, value) of the curve's end, the ratio at the largest context that both have."""
+@dataclass(frozen=True, slots=True)
+class _Ratio:
+    """``end``: (context, value) of a curve's end; ``context``: the largest that the reference has, too."""
+
+    end: tuple[int, float]
+    context: int
+    text: str
+
+
+def _ratio(
+    curve: _Curve, reference: CheckpointProfile, checkpoint: CheckpointProfile, wanted: list[int]
+) -> _Ratio | None:
     own = {context: curve.value(values.find_point(checkpoint, context)) for context in wanted}
     ends = [(context, value) for context, value in own.items() if value]
     for context, value in reversed(ends):
         if of := curve.value(values.find_point(reference, context)):
-            where = "" if context == ends[-1][0] else f" at {values.context_name(context)}"
-            return [(*ends[-1], f"{glyph(index)} {curve.compared(value, of)}{where}")]
-    return []
+            return _Ratio(ends[-1], context, curve.compared(value, of))
+    return None
 
 
 def _scale(axes, curve: _Curve, seen: list[float]) -> None:
@@ -212,28 +250,46 @@ def _throughput(profile: Profile) -> ReportFigure | None:
     handles = _handles(profile, bars=True)
     legend_across, _ = legend_size(handles, WIDTH)
     figure.legend(handles=handles, loc="outside upper left", ncols=legend_across)
-    found = [
-        (checkpoint.target.label, search.context, search.best, search.points)
-        for checkpoint in profile.checkpoints
-        for search in checkpoint.searches
-    ]
-    rows = [
-        (label, context, best.batch if best else None, values.tokens_per_s(best), values.most_tokens_per_s(best),
-         best.status if best else points[0].status if points else "")
-        for label, context, best, points in found
-    ]  # fmt: skip
-    columns = ("checkpoint", "context_tokens", "batch", "tokens_per_s", "bound_tokens_per_s", "status")
-    text = [
-        f"{brief(label)} at {values.context_name(context)}: "
-        + (
-            f"{values.digits(best.tokens_per_s)} tokens/s with a batch of {best.batch:,}."
-            if best
-            else "none fitted."
-        )
-        for label, context, best, _ in found
-    ]
+    found = [(checkpoint, search) for checkpoint in profile.checkpoints for search in checkpoint.searches]
+    rows = []
+    for checkpoint, search in found:
+        best = search.best
+        rows.append((checkpoint.target.label, search.context, best.batch if best else None, values.tokens_per_s(best),
+                     values.most_tokens_per_s(best), _status(search), "step" if _is_noisy(best) else ""))  # fmt: skip
+    columns = (
+        "checkpoint",
+        "context_tokens",
+        "batch",
+        "tokens_per_s",
+        "bound_tokens_per_s",
+        "status",
+        "noisy",
+    )
+    text = [_said_peak(profile, *pair) for pair in found]
     return finish(figure, "throughput", "efficiency", title="Peak throughput", columns=columns, rows=rows,
                   text=" ".join(["Most decoded tokens a second at the best batch.", *text]))  # fmt: skip
+
+
+def _status(search: Search) -> str:
+    return search.best.status if search.best else search.points[0].status if search.points else ""
+
+
+def _is_noisy(point: Point | None) -> bool:
+    return point is not None and point.step is not None and point.step.noisy
+
+
+def _said_peak(profile: Profile, checkpoint: CheckpointProfile, search: Search) -> str:
+    where = f"{brief(checkpoint.target.label)} at {values.context_name(search.context)}"
+    best, reference = search.best, profile.checkpoints[0]
+    if best is None:
+        return f"{where}: {_status(search) or 'not measured'}."
+    other = values.find_search(reference, search.context)
+    ratio = values.ratio(best.tokens_per_s, values.tokens_per_s(other.best) if other else None)
+    against = f", {values.times(ratio)} that of {brief(reference.target.label)}"
+    return (
+        f"{where}: {values.digits(best.tokens_per_s)} tokens/s with a batch of {best.batch:,}"
+        f"{against if ratio and checkpoint is not reference else ''}{' (noisy)' if _is_noisy(best) else ''}."
+    )
 
 
 def _draw_bars(axes, profile: Profile, context: int) -> None:
@@ -258,7 +314,7 @@ def _draw_bars(axes, profile: Profile, context: int) -> None:
             axes.annotate(text, (index, 0), xycoords=axes.get_xaxis_transform(), xytext=(0, 4), ha="center",
                           textcoords="offset points", fontsize=8, fontweight="bold")  # fmt: skip
             continue
-        axes.bar(index, speed, width=0.72, color=color)
+        axes.bar(index, speed, width=0.72, color=color, **(_NOISY_BAR if _is_noisy(best[index]) else {}))
         above = speed
         if bound is not None:
             axes.plot([index - 0.4, index + 0.4], [bound, bound], color=INK, **_BOUND)
@@ -289,11 +345,19 @@ def _handles(profile: Profile, *, bars: bool = False) -> list[Any]:
             Patch(color=style["color"], label=label) if bars else Line2D([], [], label=label, **style)
         )
     handles.append(Line2D([], [], color=INK, label="bound by theory", **_BOUND))
+    if len(profile.checkpoints) > 1:
+        reference = shorten(profile.checkpoints[0].target.label, 1.6, 9)
+        words = f"x: speed against {reference}" if bars else f"x: speed, %: cache, against {reference}"
+        handles.append(Line2D([], [], linestyle="none", label=words))
     points = [point for checkpoint in profile.checkpoints for point in checkpoint.points]
-    timings = [timing for point in points for timing in (point.ttft, point.step) if timing is not None]
-    if not bars and any(point.status == OUT_OF_MEMORY for point in points):
-        handles.append(Line2D([], [], color=INK, label="out of memory", **_MISSING))
-    if not bars and any(timing.noisy for timing in timings):
+    if bars:
+        bests = [search.best for checkpoint in profile.checkpoints for search in checkpoint.searches]
+        noisy_bar = Patch(facecolor=INK, label="noisy", **_NOISY_BAR)
+        return [*handles, noisy_bar] if any(map(_is_noisy, bests)) else handles
+    for status, style in _LOST.items():
+        if any(point.status == status for point in points):
+            handles.append(Line2D([], [], color=INK, label=status, **style))
+    if any(_noisy(point, curve) for point in points for curve in _CURVES):
         open_mark = {"marker": "o", "linestyle": "none", "markerfacecolor": PAPER, "markersize": 5.5}
         handles.append(Line2D([], [], color=INK, label="noisy", **open_mark))
     return handles

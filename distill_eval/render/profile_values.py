@@ -2,6 +2,8 @@
 
 from distill_eval.schema.profile import FAILED, CheckpointProfile, Point, Profile, Search
 
+NOISY = "~"
+"""Stands before the median of samples that scatter."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

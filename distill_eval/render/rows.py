@@ -8,19 +8,21 @@ from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
 from distill_eval.schema.results import Average, Cell, Estimate, Results, TaskResult
 
 PROTOCOL_NAMES = {LOGLIKELIHOOD: "log-likelihood", GENERATIVE: "generation"}
+UP, DOWN = "↑", "↓"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line: a task's metric, or an average. ``cells`` holds (checkpoint, protocol) pairs that have a value.
 
-    ``plain``: values are perplexities, not fractions. ``floor``: protocols the reference is at chance under.
+    ``plain``: protocols whose values are perplexities or other numbers, not fractions. ``floor``: protocols the
+    reference is at chance under.
     ``tasks``: an average's tasks; ``num_items``: items behind the row's gap, else the most behind any cell.
     """
 
     key: str
     title: str
-    plain: bool
+    plain: tuple[str, ...]
     cells: dict[tuple[str, str], Cell]
     deltas: dict[str, Estimate]
     gap: Estimate | None
@@ -74,6 +76,26 @@ def floor_notes(results: Results) -> list[str]:
     ]
 
 
+def scale_notes(results: Results, rows: Sequence[Row]) -> list[str]:
+    """Say where less is better, which turns the sign of a gap, and which of ``rows`` are no percentages."""
+    notes, titles = [], task_titles(results)
+    if any(is_perplexity(cell) for row in rows for cell in row.cells.values()):
+        notes.append("perplexity: lower is better; it is in no average.")
+    if lower := [task for task in results.tasks if _is_lower(task)]:
+        note = f"{DOWN} lower is better on {join_names([titles[task.task] for task in lower])}"
+        turned = any(task.gaps for task in lower)
+        notes.append(
+            note + ": a gap there is the generation delta minus the log-likelihood delta" * turned + "."
+        )
+    plain = [
+        f"{row.title} by {PROTOCOL_NAMES[protocol]}"
+        for row in rows
+        for protocol in row.plain
+        if not any(is_perplexity(cell) for cell in row.cells.values())
+    ]
+    return [*notes, f"not in %, and in no average: {join_names(plain)}."] if plain else notes
+
+
 def average_notes(results: Results, *, left_out: bool = True) -> list[str]:
     """Name the tasks each average covers and, unless told not to, those it leaves out with the reason."""
     titles = task_titles(results)
@@ -92,7 +114,7 @@ def average_notes(results: Results, *, left_out: bool = True) -> list[str]:
 
 
 def unscored_notes(results: Results) -> list[str]:
-    """Say how many items an engine left unscored, by task, protocol and checkpoint."""
+    """Say how many records (an item's seeds apart) were left unscored, by task, protocol and checkpoint."""
     titles = task_titles(results)
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for task in results.tasks:
@@ -103,7 +125,9 @@ def unscored_notes(results: Results) -> list[str]:
                 by_checkpoint[label] = max(by_checkpoint.get(label, 0), cell.num_unscored)
     return [
         f"unscored: {titles[task]}, {PROTOCOL_NAMES.get(protocol, protocol)}: "
-        + ", ".join(f"{count} of {label}'s items" for label, count in by_checkpoint.items())
+        + ", ".join(
+            f"{count} record{'s' if count > 1 else ''} of {label}" for label, count in by_checkpoint.items()
+        )
         + " (left out, not counted as wrong)."
         for (task, protocol), by_checkpoint in counts.items()
     ]
@@ -113,17 +137,18 @@ def _rows_of_task(task: TaskResult, candidate: str | None) -> list[Row]:
     title = one_line(task.title or task.task)
     groups = metric_groups(task.cells)
     if not groups:
-        return [Row(task.task, title, False, {}, {}, None, task.num_joined, task.floor)]
+        return [Row(task.task, title, (), {}, {}, None, task.num_joined, task.floor)]
     rows = []
     for cells in groups:
         shown = {(cell.checkpoint, cell.protocol): cell for cell in cells}
         name = f"{title} {metric_name(cells[0])}" if len(groups) > 1 or is_perplexity(cells[0]) else title
         # Deltas and gaps are of the headline metric; what is shown beside it has none.
         headline = cells[0].headline
+        name += f" {DOWN}" * (headline and _is_lower(task))
         deltas = _deltas(task, candidate) if headline else {}
         gap = _gap(task, candidate) if headline else None
         num_items = gap.num_items if gap else _most_items(cells)
-        plain = cells[0].unit != "fraction"
+        plain = tuple(dict.fromkeys(cell.protocol for cell in cells if cell.unit != "fraction"))
         rows.append(Row(task.task, name, plain, shown, deltas, gap, num_items, task.floor))
     return rows
 
@@ -133,7 +158,7 @@ def _row_of_average(average: Average, candidate: str | None) -> Row:
     deltas, gap = _deltas(average, candidate), _gap(average, candidate)
     num_items = gap.num_items if gap else _most_items(average.cells)
     title = f"average of {num_tasks(average)}"
-    return Row(average.name, title, False, cells, deltas, gap, num_items, (), tuple(average.tasks))
+    return Row(average.name, title, (), cells, deltas, gap, num_items, (), tuple(average.tasks))
 
 
 def metric_groups(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -153,6 +178,11 @@ def metric_name(cell: Cell) -> str:
 def is_perplexity(cell: Cell) -> bool:
     """Whether a cell is a perplexity: a plain number of which less is better."""
     return cell.unit == "perplexity"
+
+
+def _is_lower(task: TaskResult) -> bool:
+    """Whether less is better by a metric that does not say so itself, as a perplexity does."""
+    return task.direction == "lower" and not all(is_perplexity(cell) for cell in task.cells)
 
 
 def num_tasks(average: Average) -> str:

@@ -4,8 +4,16 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from distill_eval.render.rows import average_notes, is_perplexity, metric_groups, metric_name, task_titles
-from distill_eval.render.text import interval, number, one_line
+from distill_eval.render.rows import (
+    DOWN,
+    UP,
+    average_notes,
+    is_perplexity,
+    metric_groups,
+    metric_name,
+    task_titles,
+)
+from distill_eval.render.text import interval, join_names, number, one_line
 from distill_eval.render.verdict import headline, verdict
 from distill_eval.schema.explanation import Explanation
 from distill_eval.schema.records import GENERATIVE, LOGLIKELIHOOD
@@ -18,7 +26,7 @@ _TITLE = (
     "accuracy in %"
 )
 _Key = TypeVar("_Key", bound=Hashable)
-UP, DOWN, FLOOR = "↑", "↓", "*"
+FLOOR = "*"
 
 # Column heads of the paper; a note spells them out.
 SHORT_TITLES = {
@@ -152,6 +160,9 @@ def _notes(results: Results, columns: list[_Column], intervals: bool) -> list[st
     notes += [f"{note[:1].upper()}{note[1:]}" for note in average_notes(results, left_out=False)]
     if any(column.floor for column in columns):
         notes.append(f"{FLOOR} {one_line(results.checkpoints[0])} does not beat chance.")
+    plain = dict.fromkeys(column.head for column in columns if column.plain)
+    if plain:
+        notes.append(f"Not in %: {join_names(list(plain))}.")
     if len(results.checkpoints) > 2:
         notes.append("Bold: the best candidate of a column.")
     if intervals:

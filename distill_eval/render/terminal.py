@@ -14,6 +14,7 @@ from distill_eval.render.rows import (
     average_rows,
     candidates,
     floor_notes,
+    scale_notes,
     task_rows,
     unscored_notes,
 )
@@ -52,10 +53,8 @@ def render_table(
 
 
 def _notes(results: Results) -> list[str]:
-    notes = []
-    if any(row.plain for row in task_rows(results, None)):
-        notes.append("perplexity: lower is better; it is in no average.")
-    notes += [*floor_notes(results), *average_notes(results), *unscored_notes(results)]
+    scales = scale_notes(results, task_rows(results, None))
+    notes = [*scales, *floor_notes(results), *average_notes(results), *unscored_notes(results)]
     return [*notes, *(f"note: {one_line(note)}" for note in results.notes)]
 
 
@@ -92,9 +91,11 @@ def _print_list(rows: list[Row], shown: list[str], console: Console) -> None:
     for row in rows:
         console.print(Text(f"{_title(row)}, {row.num_items} items", style="bold"))
         for protocol, name in PROTOCOL_NAMES.items():
-            values = [number(row.value(checkpoint, protocol), plain=row.plain) for checkpoint in shown]
+            values = [
+                number(row.value(checkpoint, protocol), plain=protocol in row.plain) for checkpoint in shown
+            ]
             delta = row.deltas.get(protocol)
-            change = f" ({number(delta.value, plain=row.plain, signed=True)})" if delta else ""
+            change = f" ({number(delta.value, plain=protocol in row.plain, signed=True)})" if delta else ""
             console.print(Text(f"  {name}: {' -> '.join(values)}{change}"))
         if row.gap:
             console.print(Text(f"  gap: {_gap_text(row, ' ')}", style=_gap_style(row)))
@@ -163,10 +164,14 @@ def _cells(row: Row, shown: list[str], layout: _Layout) -> list[Text]:
     if layout.items:
         cells.append(Text(str(row.num_items or "-")))
     for protocol in (LOGLIKELIHOOD, GENERATIVE):
-        cells += [Text(number(row.value(checkpoint, protocol), plain=row.plain)) for checkpoint in shown]
+        cells += [
+            Text(number(row.value(checkpoint, protocol), plain=protocol in row.plain)) for checkpoint in shown
+        ]
         if layout.compared:
             delta = row.deltas.get(protocol)
-            cells.append(Text(number(delta.value if delta else None, plain=row.plain, signed=True)))
+            cells.append(
+                Text(number(delta.value if delta else None, plain=protocol in row.plain, signed=True))
+            )
     if layout.compared:
         cells.append(Text(_gap_text(row, "\n" if layout.two_lines else " "), style=_gap_style(row)))
     return cells
@@ -179,7 +184,8 @@ def _title(row: Row) -> str:
 def _gap_text(row: Row, separator: str) -> str:
     if row.gap is None:
         return "-"
-    return f"{number(row.gap.value, plain=row.plain, signed=True)}{separator}{interval(row.gap, plain=row.plain)}"
+    plain = bool(row.plain)
+    return f"{number(row.gap.value, plain=plain, signed=True)}{separator}{interval(row.gap, plain=plain)}"
 
 
 def _gap_style(row: Row) -> str:

@@ -104,7 +104,7 @@ def _causes(results: Results, explanation: Explanation | None, candidate: str) -
         return ""
     whole = sum(shares.values())
     size = (
-        f"{whole:.0%} of that gap" if whole <= 1 else "all of that gap and more"
+        f"{whole:.0%} of that gap" if whole <= 1 + 1e-9 else "all of that gap and more"
     )  # its other parts are negative
     return f"; {size} is {join_names(list(shares))}"
 

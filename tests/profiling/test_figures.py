@@ -159,6 +159,27 @@ def test_accuracies_by_weights(tmp_path: Path, averages: bool, found: tuple[floa
         read_accuracies(tmp_path / "run", targets[2:])
 
 
+def test_accuracies_are_those_of_the_table(tmp_path: Path) -> None:
+    """A task on the floor, which no average covers, changes nothing; nor does what is no accuracy."""
+    covered, floor = ((cell("first", value), cell("second", value)) for value in (0.75, 0.0))
+    plain = (replace(cell("first", 7.0), unit="plain"),)
+    tasks = tuple(
+        TaskResult(name, name, "test", direction, cells, (), ())
+        for name, direction, cells in (
+            ("a", "higher", covered),
+            ("b", "higher", floor),
+            ("c", "higher", plain),
+            ("d", "lower", covered),
+        )
+    )
+    targets = [Target("mine", "", "weights 0", "")]
+    both = Average("both protocols", ("a",), {}, covered, (), ())
+    for averages, found in (((both,), 0.75), ((), 0.375)):
+        results = Results(("first", "second"), tasks, averages)
+        write_run(tmp_path / f"{found}", records=[], results=results, provenance=CHECKPOINTS)
+        assert read_accuracies(tmp_path / f"{found}", targets) == {"mine": found}
+
+
 def test_accuracies_at_long_contexts(tmp_path: Path) -> None:
     """A task's lengths weigh the same, except where there is a cell over all its items."""
     cells = [

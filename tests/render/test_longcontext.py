@@ -68,7 +68,10 @@ def test_figures(results):
     assert (lines.name, heat_map.name) == ("accuracy-by-length", "heatmap-niah_single_1")
     assert {lines.section, heat_map.section} == {"longcontext"}
     assert {"4K", "8K", "teacher", "my student", "beyond the checkpoint's positions"} <= set(words(lines))
-    assert "niah_single_1, teacher: 4K 90.0 [80.0, 95.0], 8K 50.0 [40.0, 55.0]." in lines.text
+    assert (
+        "niah_single_1, teacher: 4K 90.0 [80.0, 95.0], 8K 50.0 [40.0, 55.0] (beyond its positions)."
+        in lines.text
+    )
     assert lines.csv.decode().splitlines() == [
         "task,checkpoint,length_tokens,score_percent,low_percent,high_percent,num_items,num_beyond_positions,num_truncated",
         "niah_single_1,teacher,4096,90,80,95,50,0,0",
@@ -89,6 +92,30 @@ def test_heat_maps(results):
         "niah_single_1,teacher,8192,80,100,25,8",
     ]
     assert "teacher: 25.0 (8K, 80 to 100% deep) to 100.0 (4K, 0 to 20% deep)." in heat_map.text
+
+
+def test_coarse_and_fine_depths_stand_at_their_depths(results):
+    """A length with few needles has fifths beside tenths: they fill the rows that they cover."""
+    fine = tuple(
+        DepthCell("teacher", "niah_single_1", "4096", n * 10, n * 10 + 10, 1.0, 5) for n in range(10)
+    )
+    coarse = tuple(
+        DepthCell("teacher", "niah_single_1", "8192", n * 20, n * 20 + 20, 0.5, 7) for n in range(5)
+    )
+    heat_map = longcontext_figures(dataclasses.replace(results, depths=(*fine, *coarse)))[1]
+    assert words(heat_map).count("50 (7)") == 5
+    assert b"<pattern" not in heat_map.svg  # no depth is without a needle
+
+
+def test_an_end_that_rounds_to_nothing_has_no_sign(results):
+    (delta,) = results.deltas
+    ends = ((-0.2, -0.002, "[-20, 0]"), (-0.004, 0.2, "[0, 20]"), (-0.2, -0.104, "[-20, -10]"))
+    for low, high, written in ends:
+        shown = dataclasses.replace(delta, estimate=dataclasses.replace(delta.estimate, low=low, high=high))
+        (table,) = (
+            t for t in result_tables(dataclasses.replace(results, deltas=(shown,))) if "minus" in t.title
+        )
+        assert table.rows[0][1] == f"-30.0 {written}"
 
 
 def test_one_length_and_no_needles_draw_nothing(results):

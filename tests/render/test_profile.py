@@ -13,6 +13,7 @@ from distill_eval.render.profile import profile_figures, tables
 from distill_eval.render.profile_plane import Cost, front
 from distill_eval.render.profile_style import round_ticks
 from distill_eval.render.profile_values import context_name, digits, share, size, times
+from distill_eval.render.report.model_tables import efficiency_table
 from distill_eval.render.tables import print_table, render_markdown
 from distill_eval.schema.profile import (
     FAILED,
@@ -228,7 +229,12 @@ def test_figures_say_what_they_show(profile):
         assert text in curves
     # The largest context that both have is 32K: 74.4% less cache.
     assert "◆ −74.4% at 32K" in curves
-    assert "qwen3-0.6b at 128K: cache -, first token - ms, - tokens/s (OOM)." in figures["curves"].text
+    assert "qwen3-0.6b at 128K: out of memory." in figures["curves"].text
+    for figure, said in (
+        ("curves", "x: speed, %: cache, against qwen3-0.6b"),
+        ("throughput", "x: speed against"),
+    ):
+        assert any(text.startswith(said) for text in words(figures[figure]))
     assert {"3.95x", "38", "2K context", "128K context"} <= set(words(figures["throughput"]))
     plane = words(figures["accuracy-efficiency"])
     assert {"generation accuracy (%)", *MADE} <= set(plane)
@@ -254,8 +260,8 @@ def test_figures_have_their_data(profile):
     assert row["batch"] == "38"
     assert float(row["tokens_per_s"]) == pytest.approx(best.tokens_per_s, rel=1e-5)
     assert (
-        f"hybrid-kda at 128K: {digits(best.tokens_per_s)} tokens/s with a batch of 38."
-        in figures["throughput"].text
+        f"hybrid-kda at 128K: {digits(best.tokens_per_s)} tokens/s with a batch of 38, 3.95x that "
+        "of qwen3-0.6b." in figures["throughput"].text
     )
     plane = data(figures["accuracy-efficiency"])
     assert {row["checkpoint"]: row["generation_accuracy_percent"] for row in plane} == {
@@ -268,6 +274,70 @@ def test_one_context_has_round_ticks(profile):
     curves = profile_figures(dataclasses.replace(profile, checkpoints=(one,)))[0]
     ticks = {text for text in ("128 MiB", "256 MiB") if f">{text}<" in curves.svg.decode()}
     assert ticks == {"128 MiB", "256 MiB"}
+
+
+def test_words_have_the_ratios_that_are_drawn(profile):
+    """A time to first token is compared as a speed, which its curve alone does not tell."""
+    figures = drawn(profile)
+    of, own = (checkpoint.points[-1].ttft.median_s for checkpoint in profile.checkpoints[:2])
+    said = f"first token {times(of / own)} at 128K"
+    (sentence,) = (
+        s for s in figures["curves"].text.split(". ") if s.startswith("hybrid-kda against qwen3-0.6b")
+    )
+    assert said in sentence
+    assert f"◆ {times(of / own)}" in words(figures["curves"])
+
+
+def with_bests(profile: Profile, *points: Point) -> Profile:
+    checkpoints = tuple(
+        dataclasses.replace(checkpoint, searches=(Search(2048, (point,)),))
+        for checkpoint, point in zip(profile.checkpoints, points, strict=True)
+    )
+    return dataclasses.replace(profile, checkpoints=checkpoints)
+
+
+def test_what_failed_is_neither_drawn_over_nor_out_of_memory(profile):
+    failed = Point(8192, 1, FAILED, "ValueError")
+    lost = drawn(replace_point(profile, 0, 1, failed))["curves"]
+    assert "failed" in words(lost)
+    assert "out of memory" not in words(lost)
+    whole = drawn(profile)["curves"]
+    lines = [figure.svg.decode().count("M ") for figure in (lost, whole)]
+    assert lines[0] > lines[1]  # a path that starts anew behind the gap
+    search = with_bests(profile, Point(2048, 1, FAILED, "ValueError"), *[made_point("pure-kda", 2048, 8)] * 3)
+    assert "qwen3-0.6b at 2K: failed." in drawn(search)["throughput"].text
+
+
+def test_a_noisy_peak_is_marked_wherever_it_is_shown(profile):
+    noisy = dataclasses.replace(made_point("qwen3-0.6b", 2048, 8), step=timing(0.1, 0.5))
+    calm = made_point("qwen3-0.6b", 2048, 8)
+    for first, marked in ((noisy, True), (calm, False)):
+        shown = with_bests(profile, first, calm, calm, calm)
+        figure = drawn(shown)["throughput"]
+        assert ("noisy" in words(figure)) is marked
+        assert [bool(row["noisy"]) for row in data(figure)] == [marked, False, False, False]
+        assert ("with a batch of 8 (noisy)." in figure.text) is marked
+        made = table(shown, "throughput")
+        assert made.rows[0][5].startswith("~") is marked
+        assert any(note.startswith("~ noisy") for note in made.notes) is marked
+    # Of a search only its best point is shown: the noise of another one is no news.
+    both = Search(2048, (dataclasses.replace(noisy, step=timing(9.0, 0.5)), calm))
+    checkpoints = (dataclasses.replace(profile.checkpoints[0], searches=(both,)),)
+    shown = dataclasses.replace(profile, checkpoints=checkpoints)
+    assert not any(note.startswith("~ noisy") for note in table(shown, "throughput").notes)
+
+
+def test_the_paper_s_table_marks_what_is_noisy_and_what_failed(profile):
+    made = efficiency_table(profile)
+    assert not any("FAILED" in note or "OOM" in note for note in made.notes)
+    (decoding,) = (
+        n for n, c in enumerate(made.columns) if (c.group, c.heading) == ("Decoding, tokens/s ↑", "8K")
+    )
+    (row,) = (row for row in made.rows if row[0] == "pure-kda")
+    assert row[decoding] == f"~{digits(profile.checkpoints[3].points[1].tokens_per_s)}"
+    assert "~ noisy: interquartile range above 10% of the median." in made.notes
+    failed = efficiency_table(replace_point(profile, 1, 1, Point(8192, 1, FAILED, "ValueError")))
+    assert "FAILED: could not be measured." in failed.notes
 
 
 def test_only_what_there_is_is_drawn(profile):

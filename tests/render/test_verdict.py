@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from distill_eval.render.verdict import verdict, verdicts
+from distill_eval.render.verdict import cause_shares, verdict, verdicts
 from distill_eval.schema.explanation import Explanation
 from distill_eval.schema.failures import TERMS, FailureDifference, Identity, TaskFailures, Term
 from distill_eval.schema.gap import GapAnalysis
@@ -102,6 +102,14 @@ def test_causes_that_are_more_than_the_gap(made):
     results = made.results()
     text = sentence(results, explained(results, {"loop": 1.2, "gained": -0.1}))
     assert "; all of that gap and more is repetition loops." in text
+
+
+def test_causes_that_are_the_gap_to_the_last_digit_are_no_more(made):
+    """Six of 20 items in three classes: 4/6 + 1/6 + 1/6 come to 1 and a bit in floating point."""
+    results = made.results(table=[("arc_easy", "A", 20, 1, (80, 80), (80, 50), ())])
+    explanation = explained(results, {"truncated": 0.2 / 0.3, "loop": 0.05 / 0.3, "empty": 0.05 / 0.3})
+    assert sum(cause_shares(results, explanation, "student").values()) > 1
+    assert "; 100% of that gap is truncation" in sentence(results, explanation)
 
 
 @pytest.mark.parametrize(

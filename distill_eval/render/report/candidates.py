@@ -223,7 +223,7 @@ def _draw_panels(found: dict[str, list[Line]], reference: str, handles, ends, dr
 
 
 def _limits(ends: Sequence[float]) -> tuple[float, float]:
-    low, high = max(-100.0, min(0.0, *ends)), min(100.0, max(0.0, *ends))
+    low, high = max(-200.0, min(0.0, *ends)), min(200.0, max(0.0, *ends))  # a gap's own limits
     room = 0.04 * max(high - low, 5.0)
     return low - room, high + room
 

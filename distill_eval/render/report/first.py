@@ -8,6 +8,7 @@ from distill_eval.render.rows import (
     average_rows,
     candidates,
     floor_notes,
+    scale_notes,
     task_rows,
     unscored_notes,
 )
@@ -29,7 +30,12 @@ def first_values(source: ReportSource) -> dict[str, Any]:
         "results": results,
         "sentences": [_parts(*pair) for pair in verdicts(results, source.explanation)],
         "tables": [_table(results, candidate) for candidate in candidates(results)],
-        "notes": [*floor_notes(results), *average_notes(results), *unscored_notes(results)],
+        "notes": [
+            *floor_notes(results),
+            *scale_notes(results, task_rows(results, None)),
+            *average_notes(results),
+            *unscored_notes(results),
+        ],
         "differs": [(task.title, task.differs) for task in results.tasks if task.differs],
     }
 
@@ -63,9 +69,9 @@ def _cells(row: Row, checkpoints: list[str]) -> dict[str, Any]:
     for protocol in (LOGLIKELIHOOD, GENERATIVE):
         for checkpoint in checkpoints:
             cell = row.cells.get((checkpoint, protocol))
-            columns.append(_cell(cell.estimate if cell else None, row.plain))
+            columns.append(_cell(cell.estimate if cell else None, protocol in row.plain))
         if len(checkpoints) > 1:
-            columns.append(_cell(row.deltas.get(protocol), row.plain, signed=True))
+            columns.append(_cell(row.deltas.get(protocol), protocol in row.plain, signed=True))
     gap = row.gap
     sure = gap is not None and excludes_zero(gap) and not row.floor
     return {
@@ -75,7 +81,7 @@ def _cells(row: Row, checkpoints: list[str]) -> dict[str, Any]:
         "average": row.is_average,
         "num_items": row.num_items,
         "columns": columns,
-        "gap": _cell(gap, row.plain, signed=True),
+        "gap": _cell(gap, bool(row.plain), signed=True),
         "gap_class": "" if not sure or gap is None else "worse" if gap.value > 0 else "better",
     }
 

@@ -8,8 +8,8 @@ from distill_eval.render.explanation import explanation_sections
 from distill_eval.render.latex import PREAMBLE, render_document, render_latex
 from distill_eval.render.paired_tests import p_value
 from distill_eval.render.report.model_tables import efficiency_table, longcontext_tables, ranking_table
-from distill_eval.render.rows import Row, average_rows, task_rows
-from distill_eval.render.table1 import DOWN, FLOOR, UP, best, conclusion, table1
+from distill_eval.render.rows import DOWN, UP, Row, average_rows, scale_notes, task_rows
+from distill_eval.render.table1 import FLOOR, best, conclusion, table1
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.schema.explanation import Explanation
 from distill_eval.schema.failures import RIGHT, TaskFailures
@@ -119,11 +119,12 @@ def _gaps(results: Results, explanation: Explanation | None, candidate: str) -> 
     names = [one_line(results.checkpoints[0]), one_line(candidate)]
     # The title has the names; as headings they would make a table of long ones wide.
     heads = names if max(map(len, names)) <= _SHORT_NAME else ["reference", "candidate"]
+    arrow = "" if any(row.title.endswith(DOWN) for row in measured) else f" {UP}"
     columns = (
         Column("task", "left"),
         Column("items"),
-        *(Column(name, group=f"Log-likelihood {UP}") for name in (*heads, "delta")),
-        *(Column(name, group=f"Generation {UP}") for name in (*heads, "delta")),
+        *(Column(name, group=f"Log-likelihood{arrow}") for name in (*heads, "delta")),
+        *(Column(name, group=f"Generation{arrow}") for name in (*heads, "delta")),
         Column("gap", group=f"Gap {DOWN}"),
         Column("95% interval", group=f"Gap {DOWN}"),
         Column("p (Holm)", group=f"Gap {DOWN}"),
@@ -135,6 +136,7 @@ def _gaps(results: Results, explanation: Explanation | None, candidate: str) -> 
     ]
     if any(row.floor for row in measured):
         notes.append(f"{FLOOR} {names[0]} does not beat chance under a protocol.")
+    notes += [f"{note[:1].upper()}{note[1:]}" for note in scale_notes(results, measured)]
     title = f"{names[1]} against {names[0]}: what each protocol says, and the gap between them"
     return Table(
         f"gaps-{candidate}", title, columns, tuple(rows), (len(measured),), frozenset(strong), tuple(notes)
@@ -145,9 +147,10 @@ def _gap_cells(row: Row, reference: str, candidate: str) -> tuple[str, ...]:
     cells = [row.title + FLOOR * bool(row.floor), str(row.num_items) if row.num_items else ""]
     for protocol in (LOGLIKELIHOOD, GENERATIVE):
         values = [row.value(checkpoint, protocol) for checkpoint in (reference, candidate)]
-        cells += [number(value, plain=row.plain) for value in values]
-        cells.append(_delta(row.deltas.get(protocol), row.plain))
-    return (*cells, _delta(row.gap, row.plain, False), interval(row.gap, plain=row.plain) if row.gap else "-")
+        cells += [number(value, plain=protocol in row.plain) for value in values]
+        cells.append(_delta(row.deltas.get(protocol), protocol in row.plain))
+    plain = bool(row.plain)
+    return (*cells, _delta(row.gap, plain, False), interval(row.gap, plain=plain) if row.gap else "-")
 
 
 def _delta(estimate: Estimate | None, plain: bool, with_interval: bool = True) -> str:

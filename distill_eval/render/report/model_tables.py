@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from distill_eval.render.longcontext import BEYOND, CUT, length_name
 from distill_eval.render.profile_values import (
+    NOISY,
     context_name,
     contexts,
     digits,
@@ -18,15 +19,17 @@ from distill_eval.render.profile_values import (
     ttft_s,
 )
 from distill_eval.render.ranking import ranking_tables
-from distill_eval.render.table1 import DOWN, UP, best
+from distill_eval.render.rows import DOWN, UP
+from distill_eval.render.table1 import best
 from distill_eval.render.text import interval, number, one_line
 from distill_eval.schema.longcontext import ALL_LENGTHS, AVERAGE, LongCell, LongResults
-from distill_eval.schema.profile import CheckpointProfile, Point, Profile
+from distill_eval.schema.profile import NOISY_IQR, CheckpointProfile, Point, Profile, Timing
 from distill_eval.schema.ranking import Ranking
 from distill_eval.schema.results import Estimate
 from distill_eval.schema.tables import Column, Table
 
 _GIB = 2**30
+_LOST = {"OOM": "out of memory", "FAILED": "could not be measured"}
 _NEEDLE = "niah_single_"
 # Column heads of the paper's LongBench table; a note spells them out.
 _SHORT = {
@@ -38,7 +41,9 @@ _SHORT = {
     "longbench_triviaqa": "TQA",
 }
 
-Values = Callable[[CheckpointProfile, int], tuple[Point | None, float | None]]
+# The point, its value, and the samples behind that.
+Reading = tuple[Point | None, float | None, Timing | None]
+Values = Callable[[CheckpointProfile, int], Reading]
 
 
 def efficiency_table(profile: Profile) -> Table:
@@ -57,15 +62,16 @@ def efficiency_table(profile: Profile) -> Table:
     for group, lower, wanted, read in parts:
         for context in wanted:
             found = [read(checkpoint, context) for checkpoint in profile.checkpoints]
-            if all(value is None for _, value in found):
+            if all(value is None for _, value, _ in found):
                 continue
-            texts = {n: digits(value) for n, (_, value) in enumerate(found) if value is not None}
-            known = {n: value for n, (_, value) in enumerate(found) if value is not None}
+            texts = {n: digits(value) for n, (_, value, _) in enumerate(found) if value is not None}
+            known = {n: value for n, (_, value, _) in enumerate(found) if value is not None}
             winners = best(range(1, len(found)), texts, known, lower)
             strong |= {(_place(n), len(columns)) for n in winners}
             columns.append(Column(context_name(context), group=group))
-            for n, (point, value) in enumerate(found):
-                rows[_place(n)].append(texts.get(n) or mark(point))
+            for n, (point, value, timing) in enumerate(found):
+                noisy = NOISY * bool(timing and timing.noisy)
+                rows[_place(n)].append(noisy + texts[n] if n in texts else mark(point))
                 if n:
                     rows[_place(n) + 1].append(_times(ratio(value, found[0][1])))
     reference = labels[0]
@@ -75,8 +81,10 @@ def efficiency_table(profile: Profile) -> Table:
     ]
     if len(labels) > 2:
         notes.append("Bold: the best of the others.")
-    if any("OOM" in row for row in rows):
-        notes.append("OOM: out of memory.")
+    shown = [text for row in rows for text in row[1:]]
+    if any(text.startswith(NOISY) for text in shown):
+        notes.append(f"{NOISY} noisy: interquartile range above {NOISY_IQR:.0%} of the median.")
+    notes += [f"{name}: {words}." for name, words in _LOST.items() if name in shown]
     return Table("efficiency", f"Speed and memory by context on {one_line(profile.device_name)}", tuple(columns),
                  tuple(map(tuple, rows)), (1,), frozenset(strong), tuple(notes))  # fmt: skip
 
@@ -90,26 +98,27 @@ def _times(value: float | None) -> str:
     return "" if value is None else times(value).replace("x", "×")
 
 
-def _first_token(checkpoint: CheckpointProfile, context: int) -> tuple[Point | None, float | None]:
+def _first_token(checkpoint: CheckpointProfile, context: int) -> Reading:
     point = find_point(checkpoint, context)
     seconds = ttft_s(point)
-    return point, None if seconds is None else 1e3 * seconds
+    return point, None if seconds is None else 1e3 * seconds, point.ttft if point else None
 
 
-def _decoding(checkpoint: CheckpointProfile, context: int) -> tuple[Point | None, float | None]:
+def _decoding(checkpoint: CheckpointProfile, context: int) -> Reading:
     point = find_point(checkpoint, context)
-    return point, tokens_per_s(point)
+    return point, tokens_per_s(point), point.step if point else None
 
 
-def _memory(checkpoint: CheckpointProfile, context: int) -> tuple[Point | None, float | None]:
+def _memory(checkpoint: CheckpointProfile, context: int) -> Reading:
     point = find_point(checkpoint, context)
-    return point, point.memory.allocated / _GIB if point and point.memory else None
+    return point, point.memory.allocated / _GIB if point and point.memory else None, None
 
 
-def _throughput(checkpoint: CheckpointProfile, context: int) -> tuple[Point | None, float | None]:
+def _throughput(checkpoint: CheckpointProfile, context: int) -> Reading:
     search = find_search(checkpoint, context)
     point = search.best if search else None
-    return point or (search.points[0] if search and search.points else None), tokens_per_s(point)
+    shown = point or (search.points[0] if search and search.points else None)
+    return shown, tokens_per_s(point), point.step if point else None
 
 
 def longcontext_tables(results: LongResults, *, intervals: bool) -> list[Table]:

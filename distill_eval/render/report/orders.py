@@ -130,7 +130,7 @@ def pairwise_matrix(ranking: Ranking | None) -> ReportFigure | None:
     axes.grid(visible=False, axis="both")
     axes.spines["bottom"].set_visible(False)
     write(figure, _LABEL, top + high * len(labels) + 0.08,
-          "above the diagonal: log-likelihood; below: generation; percentage points, the upper minus the lower",
+          "above the diagonal: log-likelihood, row minus column; below: generation, column minus row; in points",
           fontsize=8)  # fmt: skip
     rows = [
         (pair.first, pair.second, *percents(pair.loglikelihood), *percents(pair.generation),

@@ -21,6 +21,7 @@ from distill_eval.render.drawing import (
     slug,
     text_inches,
 )
+from distill_eval.render.report.candidates import causes_chart
 from distill_eval.render.report.figures import report_figures
 from distill_eval.schema.failures import CLASSES
 from distill_eval.schema.longcontext import LongCell, LongResults
@@ -187,6 +188,17 @@ def test_causes_add_up(source, figures):
     assert "cut off at the limit" in words(figures["causes"])
 
 
+def test_a_gap_of_more_than_100_points_is_inside(source):
+    """Behind by one protocol and ahead by the other, two deltas add up to as much as 200."""
+    task = next(task for task in source.explanation.failures if task.differences[0].identity)
+    identity = task.differences[0].identity
+    gap = dataclasses.replace(identity.gap, value=1.6, low=1.4, high=1.8)
+    far = dataclasses.replace(task.differences[0], identity=dataclasses.replace(identity, gap=gap))
+    with drawing():
+        figure = causes_chart([dataclasses.replace(task, differences=(far,))], source.explanation.checkpoints)
+    assert "150" in words(figure)  # on the scale
+
+
 def test_shares(source, figures):
     [task] = [task for task in source.explanation.failures if task.task == "gsm8k"]
     rows = [r for r in data(figures["failures"]) if (r["task"], r["checkpoint"]) == ("gsm8k", "student-2")]
@@ -251,6 +263,11 @@ def test_ranking_figures(source):
     assert rows["quick", "slow"]["loglikelihood_low_points"] == "4"
     assert rows["slow", "level"]["loglikelihood_difference_points"] == "0.5"
     assert {"-10.0", "[-11.0, -9.0]", "+5.0", "certain reversal"} <= set(words(matrix))
+    # Who is ahead in a cell depends on the side of the diagonal, which is said.
+    below = (
+        "above the diagonal: log-likelihood, row minus column; below: generation, column minus row; in points"
+    )
+    assert below in words(matrix)
 
 
 def test_two_checkpoints_have_no_ranking_and_one_has_no_gap():

@@ -124,7 +124,7 @@ def test_says_what_matters(source):
     assert "distill-eval compare teacher=org/teacher-7b" in text
     assert "floor: teacher does not beat chance by generation on WinoGrande" in text
     assert "average of 5 tasks, both protocols: ARC-Easy" in text
-    assert "unscored: IFEval, generation: 3 of student's items" in text
+    assert "unscored: IFEval, generation: 3 records of student" in text
     assert "EvalScope shows the options; lm-eval ranks their text unseen" in text
 
 
